@@ -1,0 +1,1 @@
+"""Streaming extraction and the feature store. Knows no fusion and no probe."""
