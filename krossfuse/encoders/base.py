@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from krossfuse.data.base import Modality
 
+CROSS_MODAL = "cross_modal"
+"""The role of the cross-modal encoder of a pair; every other role is an expert's name."""
+
 TextBatch = Mapping[str, Tensor]
 
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from krossfuse.data.base import DatasetInfo, Part
 from krossfuse.errors import DataError, did_you_mean
 
-from krossfuse.fusion.base import CROSS_MODAL
-
 
 @dataclass(frozen=True)
 class FeatureBundle:

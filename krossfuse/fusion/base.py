@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from krossfuse.data.base import Modality
+from krossfuse.encoders.base import CROSS_MODAL as CROSS_MODAL
 
-CROSS_MODAL = "cross_modal"
 Features = Mapping[str, Tensor]
 """Features of one batch by role: ``"cross_modal"`` or an expert's name to (batch, dim)."""
 
@@ -60,7 +60,7 @@ class FusionMethod(nn.Module, ABC):
     def out_dim(self) -> int:
         """Dimension of the fused embedding, equal for all its modalities."""
 
-    def fit(  # noqa: B027 - most methods need no fit
+    def fit(
         self, image: Features | None = None, text: Features | None = None, *, labels: Tensor | None = None
     ) -> FusionMethod:
         """Fit on training features (label-free unless the method's docstring says that it is trained).
