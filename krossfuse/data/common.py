@@ -1,0 +1,231 @@
+"""What datasets share: prompts, splits, image files, checks. Imports no Lightning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from krossfuse.data.base import SPLITS, TRAIN, DatasetInfo, LabelSet, Part, Prompts
+from krossfuse.errors import ConfigError, DataError
+
+
+def make_prompts(templates: Sequence[str], names: Sequence[str | Sequence[str]]) -> Prompts:
+    """Fill every template with every name of every class.
+
+    Args:
+        templates: texts with ``{}`` where the name goes.
+        names: by class, its name, or several names (synonyms).
+
+    Returns:
+        The class texts, class by class.
+
+    Raises:
+        ConfigError: there is no template, or one has no ``{}``.
+
+    Examples:
+        >>> prompts = make_prompts(["a photo of a {}.", "{}"], ["cat", ["dog", "hound"]])
+        >>> prompts.texts[2:5]
+        ('a photo of a dog.', 'dog', 'a photo of a hound.')
+        >>> prompts.owner.tolist()
+        [0, 0, 1, 1, 1, 1]
+    """
+    if isinstance(templates, str) or not templates:
+        raise ConfigError(f"prompt templates must be a non-empty list of texts, got {templates!r}")
+    for template in templates:
+        if "{}" not in template:
+            raise ConfigError(f"prompt template {template!r} has no '{{}}' for the class name")
+    texts: list[str] = []
+    owner: list[int] = []
+    for index, of_class in enumerate(names):
+        for name in [of_class] if isinstance(of_class, str) else of_class:
+            texts += [template.replace("{}", name) for template in templates]
+            owner += [index] * len(templates)
+    return Prompts(tuple(texts), torch.tensor(owner, dtype=torch.int64), tuple(templates))
+
+
+def make_prompt_sets(
+    prompt_sets: Mapping[str, Sequence[str]], names: Sequence[str | Sequence[str]]
+) -> dict[str, Prompts]:
+    """Return ``make_prompts`` of each named list of templates.
+
+    Raises:
+        ConfigError: a list is unusable; the message names it.
+    """
+    made = {}
+    for name, templates in prompt_sets.items():
+        try:
+            made[str(name)] = make_prompts(templates, names)
+        except ConfigError as error:
+            raise ConfigError(f"prompts.{name}: {error}") from None
+    return made
+
+
+def digest(lines: Iterable[str]) -> str:
+    """Return the SHA-256 (hex) of a sequence of texts; the borders between them count."""
+    sha = hashlib.sha256()
+    for line in lines:
+        data = line.encode("utf-8", "surrogateescape")
+        sha.update(f"{len(data)}:".encode())
+        sha.update(data)
+    return sha.hexdigest()
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Decode an image file into RGB; what is transparent becomes white.
+
+    Raises:
+        DataError: the file is missing, truncated or no image; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            if "A" in image.getbands() or "transparency" in image.info:
+                layered = image.convert("RGBA")
+                white = Image.new("RGBA", layered.size, "white")
+                return Image.alpha_composite(white, layered).convert("RGB")
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise DataError(
+            f"cannot read image {str(path)!r} ({type(error).__name__}: {error}); replace or remove the file"
+        ) from error
+
+
+class ImageFiles(Sequence[Image.Image]):
+    """Image files as a lazy sequence of RGB images."""
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        self.paths = [str(path) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]
+        return open_image(self.paths[index])
+
+
+def stratified_split(
+    labels: Tensor, fractions: Mapping[str, float], *, seed: int, names: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Split rows by seed, class by class.
+
+    Of a class of m items the i-th split gets ``round(m · fraction)``, at least one; the split named ``train`` gets
+    the rest, at least one. Rows inside each split keep their order. Rows with label -1 are split as one class.
+
+    Args:
+        labels: (n,) int64.
+        fractions: share of each split other than ``train``, e.g. ``{"val": 0.1, "test": 0.2}``.
+        seed: of the draw (CPU generator).
+        names: class names for the error message.
+
+    Returns:
+        By split, the sorted row indices (int64).
+
+    Raises:
+        ConfigError: fractions that are not positive or leave nothing for training.
+        DataError: a class has fewer items than there are splits.
+    """
+    if any(not 0 < f < 1 for f in fractions.values()) or sum(fractions.values()) >= 1:
+        raise ConfigError(f"split fractions {dict(fractions)} must be positive and sum to less than 1")
+    generator = torch.Generator().manual_seed(seed)
+    rows: dict[str, list[Tensor]] = {TRAIN: [], **{split: [] for split in fractions}}
+    for label in torch.unique(labels).tolist():
+        of_class = torch.nonzero(labels == label).flatten()
+        m = len(of_class)
+        if m <= len(fractions):
+            name = repr(names[label]) if names is not None and label >= 0 else f"label {label}"
+            raise DataError(f"class {name} has {m} items, too few for the {len(rows)} splits {list(rows)}")
+        of_class = of_class[torch.randperm(m, generator=generator)]
+        start, left = 0, len(fractions)
+        for split, fraction in fractions.items():
+            count = min(max(1, round(m * fraction)), m - start - left)
+            rows[split].append(of_class[start : start + count])
+            start, left = start + count, left - 1
+        rows[TRAIN].append(of_class[start:])
+    return {split: torch.cat(parts).sort().values for split, parts in rows.items()}
+
+
+def check_info(info: DatasetInfo, sizes: Mapping[Part, int] | None = None) -> DatasetInfo:
+    """Check that labels, prompts and captions fit each other, and (where given) the parts' sizes.
+
+    Returns:
+        ``info`` itself.
+
+    Raises:
+        DataError: an empty train, val or test split; a label out of range; labels or captions of another length
+            than the items; a class without training samples; a caption without an image.
+    """
+    where = f"dataset {info.name!r}"
+    sizes = dict(sizes or {})
+    for part, size in sorted(sizes.items()):
+        if size == 0:
+            raise DataError(f"{where}: {part} is empty")
+    if sizes:
+        present = {part.split for part in sizes}
+        missing = [split for split in SPLITS if split not in present]
+        if missing:
+            raise DataError(f"{where}: no items in split {missing}; it has {sorted(present)}")
+    for split, rows in info.caption_of.items():
+        _check_captions(f"{where}, {split}", rows, sizes.get(Part(split, "image")), sizes.get(Part(split, "text")))
+    for name, label_set in info.label_sets.items():
+        _check_labels(f"{where}, label set {name!r}", label_set, sizes)
+    return info
+
+
+def _check_captions(where: str, rows: Tensor, n_images: int | None, n_texts: int | None) -> None:
+    if rows.ndim != 1 or rows.dtype != torch.int64:
+        raise DataError(f"{where}: caption_of must be one int64 a caption, got {tuple(rows.shape)} {rows.dtype}")
+    if n_texts is not None and len(rows) != n_texts:
+        raise DataError(f"{where}: caption_of has {len(rows)} rows but there are {n_texts} texts")
+    if n_images is not None:
+        bad = torch.nonzero((rows < 0) | (rows >= n_images)).flatten()
+        if len(bad):
+            first = int(bad[0])
+            raise DataError(
+                f"{where}: caption without an image: text {first} names image {int(rows[first])}, "
+                f"but there are {n_images} images ({len(bad)} such captions)"
+            )
+
+
+def _check_labels(where: str, label_set: LabelSet, sizes: Mapping[Part, int]) -> None:
+    n_classes = len(label_set.classes)
+    for split, labels in label_set.labels.items():
+        rows = sizes.get(Part(split, "image"), sizes.get(Part(split, "text")))
+        if rows is not None and len(labels) != rows:
+            raise DataError(f"{where}, {split}: {len(labels)} labels but {rows} items")
+        if len(labels) == 0:
+            raise DataError(f"{where}: split {split!r} is empty")
+        if label_set.multilabel:
+            if labels.ndim != 2 or labels.shape[1] != n_classes or labels.dtype != torch.bool:
+                raise DataError(
+                    f"{where}, {split}: multilabel labels must be (n, {n_classes}) bool, "
+                    f"got {tuple(labels.shape)} {labels.dtype}"
+                )
+            continue
+        if labels.ndim != 1 or labels.dtype != torch.int64:
+            raise DataError(f"{where}, {split}: labels must be (n,) int64, got {tuple(labels.shape)} {labels.dtype}")
+        bad = torch.nonzero((labels < -1) | (labels >= n_classes)).flatten()
+        if len(bad):
+            first = int(bad[0])
+            raise DataError(
+                f"{where}, {split}: label {int(labels[first])} of row {first} is out of range: "
+                f"there are {n_classes} class names (0 to {n_classes - 1}; -1 = no label)"
+            )
+    if TRAIN in label_set.labels:
+        train = label_set.labels[TRAIN]
+        counts = train.sum(0) if label_set.multilabel else torch.bincount(train[train >= 0], minlength=n_classes)
+        empty = [label_set.classes[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
+        if empty:
+            raise DataError(f"{where}: {len(empty)} of {n_classes} classes have no training samples: {empty[:10]}")
+    for name, prompts in label_set.prompts.items():
+        owner = prompts.owner
+        if len(prompts.texts) != len(owner):
+            raise DataError(f"{where}, prompts {name!r}: {len(prompts.texts)} texts but {len(owner)} owners")
+        if len(owner) and (int(owner.min()) < 0 or int(owner.max()) >= n_classes):
+            raise DataError(f"{where}, prompts {name!r}: an owner is outside the {n_classes} classes")
+        silent = sorted(set(range(n_classes)) - set(owner.tolist()))
+        if silent:
+            raise DataError(f"{where}, prompts {name!r}: no text for {[label_set.classes[i] for i in silent[:10]]}")

@@ -1,0 +1,156 @@
+"""The base of every DataModule whose items are images and texts."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from PIL.Image import Image
+from torch.utils.data import DataLoader, Dataset
+
+from krossfuse.data.base import DatasetInfo, Part
+from krossfuse.data.common import check_info, digest
+from krossfuse.errors import ConfigError, did_you_mean
+
+Item = Image | str
+Transform = Callable[[Any], Any]
+Collate = Callable[[list[Any]], Any]
+
+
+class BaseDataModule(pl.LightningDataModule, ABC):
+    """Items by part, encoded by ``trainer.predict(extractor, datamodule=dm)`` after ``dm.select(part, ...)``.
+
+    A dataset implements :meth:`load` alone. Constructors validate and read nothing; :meth:`setup` (idempotent, also
+    done by the first use of :attr:`info`) lists the items; pixels are decoded item by item, in loader workers.
+
+    Args:
+        batch_size: items a batch.
+        num_workers: loader processes for image parts (text parts are read in the main process); None = one less
+            than the cores at hand, between 1 and 8.
+
+    Raises:
+        ConfigError: a bad value.
+    """
+
+    provides_features: ClassVar[bool] = False
+
+    def __init__(self, *, batch_size: int = 64, num_workers: int | None = None) -> None:
+        super().__init__()
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size!r} must be a positive integer")
+        if num_workers is not None and (not isinstance(num_workers, int) or num_workers < 0):
+            raise ConfigError(f"num_workers={num_workers!r} must be null or a whole number, 0 or more")
+        self.batch_size = batch_size
+        self.num_workers = min(8, max(1, _cores() - 1)) if num_workers is None else num_workers
+        self._loaded: tuple[DatasetInfo, dict[Part, Sequence[Item]]] | None = None
+        self._selected: tuple[Part, Transform, Collate, int] | None = None
+
+    @abstractmethod
+    def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
+        """List the dataset; called once, by :meth:`setup`.
+
+        Returns:
+            The info, and by part (splits × modalities, without the prompt parts) the items: RGB images or texts in
+            a fixed order, lazy for images. An unreadable image raises DataError, naming it, when it is read.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """List and check the dataset; the second call does nothing."""
+        if self._loaded is None:
+            info, items = self.load()
+            check_info(info, {part: len(of_part) for part, of_part in items.items()})
+            every = dict(items)
+            for name, label_set in info.label_sets.items():
+                for prompt_set, prompts in label_set.prompts.items():
+                    every[Part.prompts(name, prompt_set)] = prompts.texts
+            self._loaded = info, every
+
+    def _listed(self) -> tuple[DatasetInfo, dict[Part, Sequence[Item]]]:
+        self.setup()
+        assert self._loaded is not None
+        return self._loaded
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Everything about the dataset but its items."""
+        return self._listed()[0]
+
+    def parts(self) -> list[Part]:
+        """Return all parts to encode: splits × modalities, then the prompt parts."""
+        return list(self._listed()[1])
+
+    def items(self, part: Part) -> Sequence[Item]:
+        """Return the items of a part: RGB images (decoded on access) or texts.
+
+        Raises:
+            KeyError: there is no such part.
+        """
+        items = self._listed()[1]
+        if part not in items:
+            have = [str(p) for p in items]
+            raise KeyError(f"dataset {self.info.name!r} has no {part}; it has {have}{did_you_mean(part, have)}")
+        return items[part]
+
+    def part_fingerprint(self, part: Part) -> dict[str, Any]:
+        """Return the JSON-able mapping of all that decides the items of ``part``: the dataset's share of its key.
+
+        Texts are at hand, so a text part is known by its contents (a changed prompt re-encodes no image); an image
+        part by the dataset's fingerprint.
+        """
+        items = self.items(part)
+        if part.modality == "text":
+            return {"part": str(part), "n": len(items), "sha256": digest(str(text) for text in items)}
+        return {"part": str(part), "n": len(items), "dataset": self.info.name, **self.info.fingerprint}
+
+    def select(self, part: Part, transform: Transform, collate: Collate, skip: int = 0) -> None:
+        """Choose what :meth:`predict_dataloader` serves.
+
+        Args:
+            part: the part.
+            transform: called once an item, in the loader's worker, with the RGB image or the text.
+            collate: called once a batch with the list of what ``transform`` returned.
+            skip: rows to leave out at the start (already stored).
+
+        Raises:
+            KeyError: there is no such part.
+            ValueError: ``skip`` is outside 0 ... number of items.
+        """
+        n = len(self.items(part))
+        if not 0 <= skip <= n:
+            raise ValueError(f"skip={skip} is outside 0 to {n}, the rows of {part}")
+        self._selected = part, transform, collate, skip
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the loader over the selected part: fixed order, from row ``skip`` to the last."""
+        if self._selected is None:
+            raise RuntimeError("call select(part, transform, collate) before predict_dataloader()")
+        part, transform, collate, skip = self._selected
+        return DataLoader(
+            _Rows(self.items(part), transform, skip),
+            batch_size=self.batch_size,
+            shuffle=False,
+            num_workers=self.num_workers if part.modality == "image" else 0,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class _Rows(Dataset[Any]):
+    """The transformed items from row ``skip`` on."""
+
+    def __init__(self, items: Sequence[Item], transform: Transform, skip: int) -> None:
+        self.items, self.transform, self.skip = items, transform, skip
+
+    def __len__(self) -> int:
+        return len(self.items) - self.skip
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.items[self.skip + index])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
