@@ -15,6 +15,10 @@ class ConfigError(KrossFuseError, ValueError):
     """A configuration value is impossible; nothing has been loaded or computed yet."""
 
 
+class DimensionError(ConfigError):
+    """A configured dimension does not fit the dimensions of the inputs."""
+
+
 class DataError(KrossFuseError, ValueError):
     """The data (items, labels, features) cannot be used as they are."""
 

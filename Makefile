@@ -1,0 +1,66 @@
+# Everything sets itself up: only python3 (3.11 or newer) and make are needed.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+OUT    ?=
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-all lint format pretrain bench-extraction bench-fusion bench-probes wheel lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Create .venv and install the locked dependencies and krossfuse itself (editable)
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"krossfuse needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor}. Say: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+run: $(READY) ## The main job: the quick-start comparison on OpenMoji, offline; table, figures and W&B run in runs/
+	$(BIN)/krossfuse -m experiment=quickstart $(ARGS)
+
+test: $(READY) ## The test suite without what is marked slow
+	$(BIN)/python -m pytest -n 2 -m "not slow and not network" $(ARGS)
+
+test-all: $(READY) ## The whole test suite, slow tests too
+	$(BIN)/python -m pytest -n 2 -m "not network" $(ARGS)
+
+lint: $(READY) ## ruff (lint and format) and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Format and fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pretrain: $(READY) ## Train the bundled cross-modal encoder again from scratch (2 cores, 20 minutes or less)
+	$(BIN)/python -m experiments.pretrain $(ARGS)
+
+bench-extraction: $(READY) ## Extraction against the bare encoders; OUT=FILE for the JSON
+	$(BIN)/python -m experiments.benchmarks.extraction $(if $(OUT),--out $(OUT)) $(ARGS)
+
+bench-fusion: $(READY) ## Every sketch against the published formula; OUT=FILE for the JSON
+	$(BIN)/python -m experiments.benchmarks.fusion $(if $(OUT),--out $(OUT)) $(ARGS)
+
+bench-probes: $(READY) ## The linear probe against scikit-learn; OUT=FILE for the JSON
+	$(BIN)/python -m experiments.benchmarks.probes $(if $(OUT),--out $(OUT)) $(ARGS)
+
+wheel: $(READY) ## Build dist/krossfuse-*.whl, configuration included
+	$(BIN)/python -m build --wheel --no-isolation
+
+lock: ## Resolve requirements.lock anew (pins only)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --group dev --upgrade \
+	  --no-emit-index-url --no-emit-find-links --no-header --output-file requirements.lock
+
+clean: ## Remove the virtual environment, run folders, caches and build output (the feature store stays)
+	rm -rf $(VENV) runs bench build dist wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

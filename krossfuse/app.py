@@ -1,0 +1,142 @@
+"""The Hydra application: composing, checking and reporting, with errors that say what was meant."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import platformdirs
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from krossfuse.errors import KrossFuseError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parent
+CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The configuration groups: inside the package in a wheel, beside it in a checkout."""
+
+
+def cache_dir(name: str) -> str:
+    """Return a folder of KrossFuse's own in the user's cache (overridden by KROSSFUSE_CACHE)."""
+    return str(Path(os.environ.get("KROSSFUSE_CACHE") or platformdirs.user_cache_dir("krossfuse")) / name)
+
+
+OmegaConf.register_new_resolver("krossfuse_cache", cache_dir, replace=True)
+
+
+@functools.cache
+def _checked(resolved: str) -> None:
+    from krossfuse.run import build
+
+    build(OmegaConf.create(resolved))
+
+
+def check(cfg: DictConfig) -> None:
+    """Build every component of a job, which validates it, and throw them away. Loads no data and no weights.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+    from krossfuse.run import job_config
+
+    _checked(OmegaConf.to_yaml(OmegaConf.create(job_config(cfg))))
+
+
+def report_sweep(cfg: DictConfig, folder: Path) -> None:
+    """Report a whole sweep: one table, its figures, and a tracker run that holds them."""
+    from krossfuse.run import report_folder
+
+    report_folder(cfg, folder)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
+def hydra_main(cfg: DictConfig) -> None:
+    """Run one job: what Hydra calls for a single run, and for each job of a sweep."""
+    from krossfuse.run import report_folder, run
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    run(cfg, folder)
+    if HydraConfig.get().mode == RunMode.RUN:
+        report_folder(cfg, folder)
+
+
+def _flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _flat_keys(value, f"{prefix}{key}.")
+
+
+def _valid_keys(overrides: list[str], bad: str) -> list[str]:
+    """Return the dotted keys of the configuration that the other overrides give."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    # In a sweep a value is a list of choices; the first is as good as any for the names of the keys.
+    groups = [o.split(",")[0] for o in overrides if "=" in o and not o.startswith(("-", bad)) and "." not in o.split("=")[0]]
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        try:
+            cfg = hydra.compose("config", overrides=groups)
+        except HydraException:
+            cfg = hydra.compose("config")
+    return list(_flat_keys(OmegaConf.to_container(cfg, resolve=False)))
+
+
+def explain(error: BaseException, overrides: list[str]) -> str:
+    """Return the message for a configuration that does not compose, with the nearest valid name."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = "\n".join(dict.fromkeys(str(e).strip() for e in chain[:1] if str(e).strip()))
+    key = re.search(r"Could not override '([^']+)'|Could not append to config.*'([^']+)'", str(error))
+    if key:
+        bad = (key[1] or key[2]).lstrip("+~")
+        valid = _valid_keys(overrides, bad)
+        near = difflib.get_close_matches(bad, valid, n=1, cutoff=0.5)
+        if not near:  # compare the last names: fusion.projection_dim -> fusion.dim
+            near = difflib.get_close_matches(bad.split(".")[-1], [k.split(".")[-1] for k in valid], n=1, cutoff=0.5)
+            near = [k for k in valid if near and k.split(".")[-1] == near[0]][:1]
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        siblings = sorted(k for k in valid if k.rpartition(".")[0] == bad.rpartition(".")[0])
+        return f"the configuration has no key {bad!r}{hint}; keys beside it: {', '.join(siblings) or 'none'}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = [str(option) for option in error.options]
+        return f"group {group!r} has no option {name!r}{did_you_mean(name, options)}; it has: {', '.join(options)}"
+    return text
+
+
+@contextmanager
+def friendly() -> Iterator[None]:
+    """Turn errors that are the user's to mend into one message and an exit status; leave bugs their traceback.
+
+    HYDRA_FULL_ERROR=1 keeps every traceback.
+    """
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit by itself otherwise
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; whatever was complete is kept, the rest resumes where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except (KrossFuseError, HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        print(f"krossfuse: error: {explain(error, sys.argv[1:])}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, HydraException | OmegaConfBaseException | ValueError) else 1)
