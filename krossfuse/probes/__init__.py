@@ -1,1 +1,24 @@
 """Probes: linear, few-shot, zero-shot, retrieval, k-NN, clustering. Features in, named figures out."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Where each public name lives; loaded when first used, so that a configuration can name one probe at no cost.
+_HOME = {
+    "ZeroShot": "zero_shot",
+    "ZeroShotHead": "zero_shot",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

@@ -1,0 +1,266 @@
+"""Zero-shot classification: the class whose text is nearest, with named prompt sets and their ensembles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from krossfuse.data.base import TEST, LabelSet, Modality, Part
+from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.probes.rows import accuracy_figures, blocks, labelled, unit_rows
+
+TIE = 1e-6
+"""Scores nearer than this, relative to the row's largest magnitude, are equal: the lowest class index wins.
+
+It is above float32 rounding of an embedding and below any difference that means something, so classes with the same
+text tie in every space, and a fused space with exact alignment decides as its cross-modal encoder does.
+"""
+
+ENSEMBLE = "+"
+
+
+def decide(scores: Tensor) -> Tensor:
+    """Return the (n,) decisions on (n, classes) scores: the highest score, the lowest index of those tied.
+
+    >>> decide(torch.tensor([[0.1, 0.7, 0.7 + 1e-9], [0.3, 0.1, 0.2]]))
+    tensor([1, 0])
+    """
+    top = scores.amax(dim=1, keepdim=True)
+    return (scores >= top - TIE * scores.abs().amax(dim=1, keepdim=True)).int().argmax(dim=1)
+
+
+def rank_of(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return the (n,) rank, 0 the best, of each row's label: scores above it, and tied ones of a lower index."""
+    own = scores.gather(1, labels[:, None])
+    tie = TIE * scores.abs().amax(dim=1, keepdim=True)
+    before = torch.arange(scores.shape[1], device=scores.device)[None, :] < labels[:, None]
+    return ((scores > own + tie) | (((scores - own).abs() <= tie) & before)).sum(dim=1)
+
+
+class ZeroShotHead(nn.Module):
+    """Scores of classes by cosine similarity to their class text.
+
+    Args:
+        texts: (n_texts, dim) embeddings of the class texts.
+        owner: (n_texts,) int64, the class of each.
+        n_classes: number of classes, each with one text or more.
+        average: ``"embeddings"``: the score is the cosine similarity to the mean of the class's normalised texts;
+            ``"similarities"``: it is the mean of the cosine similarities to them.
+
+    Attributes:
+        weight: (n_classes, dim) float64 buffer.
+
+    Raises:
+        DataError: a class has no text, or its normalised texts cancel out.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        texts: Tensor,
+        owner: Tensor,
+        *,
+        n_classes: int,
+        average: Literal["embeddings", "similarities"] = "embeddings",
+    ) -> None:
+        super().__init__()
+        check_choice("average", average, ["embeddings", "similarities"])
+        if len(texts) != len(owner):
+            raise DataError(f"{len(texts)} embedded class texts for {len(owner)} owners")
+        counts = torch.bincount(owner, minlength=n_classes)
+        if len(counts) != n_classes or not bool((counts > 0).all()):
+            missing = (counts == 0).nonzero().flatten().tolist()
+            raise DataError(f"prompts must cover {n_classes} classes, but classes {missing} have no text")
+        unit = unit_rows(texts, "the class texts")
+        mean = unit.new_zeros(n_classes, unit.shape[1]).index_add_(0, owner.to(unit.device), unit)
+        mean = mean / counts.to(mean)[:, None]
+        if average == "embeddings":
+            mean = unit_rows(mean, "the mean class texts")
+        self.register_buffer("weight", mean)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return (n, n_classes) float64 scores of (n, dim) embeddings."""
+        return unit_rows(embeddings, "the embeddings", dtype=self.weight.dtype) @ self.weight.T
+
+    @torch.no_grad()
+    def decide(self, embeddings: Tensor, *, block_rows: int = 4096) -> Tensor:
+        """Return the (n,) int64 decisions on (n, dim) embeddings, read in blocks."""
+        parts = [decide(self(embeddings[block])) for block in blocks(len(embeddings), block_rows)]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+
+
+class ZeroShot(Probe):
+    """Zero-shot classification by the nearest class text (method.md, section 8).
+
+    Figures, by label set, prompt set, split and modality: ``accuracy``, ``mean_per_class_accuracy`` (mean over the
+    classes present), ``top5_accuracy`` where there are more than five classes, and ``agreement``, the share of
+    decisions that are the cross-modal encoder's own, where the space has the reference. Heads are named
+    ``<label set>/<prompt set>``. Items without a label and multilabel sets are left out.
+
+    Args:
+        label_sets: names, or None for every single-label set that has prompts.
+        prompt_sets: names, or None for each that a label set has; ``"a+b"`` is the ensemble of ``a`` and ``b``
+            (every text of both counts once).
+        average: what is averaged over a class's texts, see :class:`ZeroShotHead`.
+        modalities: of the items that are classified.
+        split: the split that is classified.
+        extra_splits: further splits on which the same heads are tested (out-of-distribution sets); a label set that
+            has no labels for one of them is not tested there.
+        block_rows: rows read at once.
+    """
+
+    name = "zero_shot"
+
+    def __init__(
+        self,
+        *,
+        label_sets: Sequence[str] | None = None,
+        prompt_sets: Sequence[str] | None = None,
+        average: Literal["embeddings", "similarities"] = "embeddings",
+        modalities: Sequence[Modality] = ("image",),
+        split: str = TEST,
+        extra_splits: Sequence[str] = (),
+        block_rows: int = 4096,
+    ) -> None:
+        check_choice("average", average, ["embeddings", "similarities"])
+        check_positive("block_rows", block_rows, integer=True)
+        for modality in modalities:
+            check_choice("modalities", modality, ["image", "text"])
+        for name, value in (("label_sets", label_sets), ("prompt_sets", prompt_sets), ("modalities", modalities)):
+            if value is not None and (isinstance(value, str) or not len(value)):
+                raise ConfigError(f"{name}={value!r} must be a list of names that is not empty")
+        self.label_sets = None if label_sets is None else list(label_sets)
+        self.prompt_sets = None if prompt_sets is None else list(prompt_sets)
+        self.average = average
+        self.modalities = list(modalities)
+        self.splits = [split, *extra_splits]
+        self.block_rows = block_rows
+
+    def applies(self, space: EmbeddingSpace) -> bool:
+        """Whether it has items to classify and, in the same space, class texts."""
+        items = any(Part(self.splits[0], modality) in space for modality in self.modalities)
+        return items and any(
+            Part.prompts(name, prompt_set) in space
+            for name, label_set in space.info.label_sets.items()
+            if self._wanted(name, label_set)
+            for prompt_set in label_set.prompts
+        )
+
+    def _wanted(self, name: str, label_set: LabelSet) -> bool:
+        if self.label_sets is not None:
+            return name in self.label_sets
+        return bool(label_set.prompts) and not label_set.multilabel
+
+    def _chosen(self, space: EmbeddingSpace) -> list[str]:
+        sets = space.info.label_sets
+        for name in self.label_sets or []:
+            if name not in sets or sets[name].multilabel or not sets[name].prompts:
+                usable = [n for n, s in sets.items() if s.prompts and not s.multilabel]
+                raise DataError(f"zero-shot needs single-label sets with prompts; {name!r} is not one of {usable}")
+        return [name for name, label_set in sets.items() if self._wanted(name, label_set)]
+
+    def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
+        """Measure; nothing is random, so ``seed`` changes nothing.
+
+        Raises:
+            DataError: a label set or prompt set is unknown, prompts do not cover the classes, or features have NaN.
+        """
+        for split in self.splits:
+            space[Part(split, next((m for m in self.modalities if Part(split, m) in space), self.modalities[0]))]
+        figures: list[Figure] = []
+        heads: dict[str, nn.Module] = {}
+        for name in self._chosen(space):
+            label_set = space.info.label_sets[name]
+            for prompt_set in self.prompt_sets or list(label_set.prompts):
+                head, protocol = self._head(space, name, prompt_set, space.parts)
+                reference = self._reference_head(space, name, prompt_set)
+                heads[f"{name}/{prompt_set}"] = head
+                for split in self.splits:
+                    for modality in self.modalities:
+                        if Part(split, modality) in space and split in label_set.labels:
+                            figures += self._figures(space, name, split, modality, head, reference, protocol)
+        protocol = {
+            "average": self.average,
+            "similarity": "cosine",
+            "ties": f"lowest class index within {TIE:g} relative",
+        }
+        return ProbeResult(figures, protocol, heads)
+
+    def _head(
+        self, space: EmbeddingSpace, name: str, prompt_set: str, parts: Any
+    ) -> tuple[ZeroShotHead, dict[str, Any]]:
+        label_set = space.info.label_sets[name]
+        texts: list[Tensor] = []
+        owners: list[Tensor] = []
+        templates: list[str] = []
+        words: list[str] = []
+        for member in prompt_set.split(ENSEMBLE):
+            part = Part.prompts(name, member)
+            if member not in label_set.prompts or part not in parts:
+                raise DataError(
+                    f"label set {name!r} of {space.info.name!r} has no prompt set {member!r} in this space; "
+                    f"it has {[p for p in label_set.prompts if Part.prompts(name, p) in parts]}"
+                )
+            prompts = label_set.prompts[member]
+            texts.append(parts[part])
+            owners.append(prompts.owner)
+            templates += prompts.templates
+            words += prompts.texts
+        head = ZeroShotHead(torch.cat(texts), torch.cat(owners), n_classes=len(label_set.classes), average=self.average)
+        return head, {
+            "prompt_set": prompt_set,
+            "templates": templates,
+            "n_prompts": len(words),
+            "prompts_digest": hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12],
+        }
+
+    def _reference_head(self, space: EmbeddingSpace, name: str, prompt_set: str) -> ZeroShotHead | None:
+        if all(Part.prompts(name, member) in space.reference for member in prompt_set.split(ENSEMBLE)):
+            return self._head(space, name, prompt_set, space.reference)[0]
+        return None
+
+    @torch.no_grad()
+    def _figures(
+        self,
+        space: EmbeddingSpace,
+        name: str,
+        split: str,
+        modality: Modality,
+        head: ZeroShotHead,
+        reference: ZeroShotHead | None,
+        protocol: dict[str, Any],
+    ) -> list[Figure]:
+        part = Part(split, modality)
+        rows, labels = labelled(space, split, modality, name)
+        correct, top5, same = [], [], []
+        compare = reference is not None and part in space.reference
+        for block in blocks(len(rows), self.block_rows):
+            at = rows[block]
+            scores = unit_rows(space[part][at], part, rows=at) @ head.weight.T
+            decisions = decide(scores)
+            correct.append(decisions == labels[block])
+            top5.append(rank_of(scores, labels[block]) < 5)
+            if reference is not None and compare:
+                own = unit_rows(space.reference[part][at], f"reference {part}", rows=at) @ reference.weight.T
+                same.append(decisions == decide(own))
+        classes = len(space.info.label_sets[name].classes)
+        shared = {**protocol, "split": split, "n_test": len(rows), "n_classes": classes}
+        figures = accuracy_figures(
+            torch.cat(correct),
+            labels,
+            modality=modality,
+            label_set=name,
+            protocol=shared,
+            in_top5=torch.cat(top5) if classes > 5 else None,
+        )
+        if compare:
+            kept = torch.cat(same).float()
+            figures.append(Figure("agreement", float(kept.double().mean()), modality, name, shared, kept))
+        return figures
