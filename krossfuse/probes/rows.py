@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import Modality, Part
-from krossfuse.errors import DataError
+from krossfuse.data.base import MODALITIES, Modality, Part
+from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
 from krossfuse.probes.base import EmbeddingSpace, Figure
+
+SIMILARITIES = ("dot", "cosine")
+
+
+def check_names(name: str, value: object, choices: Sequence[str] | None = None) -> list[str]:
+    """Return ``value`` if it is a list of names that is not empty (each one of ``choices``, where given).
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence) or not len(value):
+        raise ConfigError(f"{name}={value!r} must be a list of names that is not empty")
+    return [str(v) if choices is None else check_choice(name, v, choices) for v in value]
+
+
+def check_counts(name: str, value: object) -> list[int]:
+    """Return ``value``, sorted and without repeats, if it is a list of positive integers that is not empty.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence) or not len(value):
+        raise ConfigError(f"{name}={value!r} must be a list of positive integers that is not empty")
+    for count in value:
+        check_positive(name, count, integer=True)
+    return sorted(set(value))
+
+
+def check_modalities(value: object) -> list[Modality]:
+    """Return ``value`` if it is a list of modalities that is not empty.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    names = check_names("modalities", value, MODALITIES)
+    return [modality for modality in MODALITIES if modality in names]
 
 
 def blocks(n: int, size: int) -> Iterator[slice]:
@@ -57,6 +93,17 @@ def unit_rows(
             f"{what} has a zero vector in row {_number(zero[0], rows)}: it has no direction, so no cosine similarity"
         )
     return block / norms
+
+
+def similarity_rows(block: Tensor, what: object, similarity: str, *, rows: Tensor | None = None) -> Tensor:
+    """Return the rows in float64 such that their inner products are the ``similarity``: ``"dot"`` or ``"cosine"``.
+
+    ``"dot"`` is the fused kernel itself, so with exact alignment it is C·k_ψ between an image and a text and ranks as
+    the cross-modal encoder does; ``"cosine"`` divides by the fused norms, in which the expert takes part.
+    """
+    if similarity == "cosine":
+        return unit_rows(block, what, rows=rows)
+    return finite_rows(block, what, rows=rows).double()
 
 
 def _number(index: Tensor, rows: Tensor | None) -> int:

@@ -5,15 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from krossfuse.data.base import TEST, LabelSet, Modality, Part
-from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.errors import DataError, check_choice, check_positive
 from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
-from krossfuse.probes.rows import accuracy_figures, blocks, labelled, unit_rows
+from krossfuse.probes.rows import (
+    SIMILARITIES,
+    accuracy_figures,
+    blocks,
+    check_modalities,
+    check_names,
+    labelled,
+    similarity_rows,
+    unit_rows,
+)
 
 TIE = 1e-6
 """Scores nearer than this, relative to the row's largest magnitude, are equal: the lowest class index wins.
@@ -44,14 +54,17 @@ def rank_of(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class ZeroShotHead(nn.Module):
-    """Scores of classes by cosine similarity to their class text.
+    """Scores of classes: the similarity of an embedding to the class's text.
 
     Args:
         texts: (n_texts, dim) embeddings of the class texts.
         owner: (n_texts,) int64, the class of each.
         n_classes: number of classes, each with one text or more.
-        average: ``"embeddings"``: the score is the cosine similarity to the mean of the class's normalised texts;
-            ``"similarities"``: it is the mean of the cosine similarities to them.
+        average: ``"embeddings"``: a class is the mean of its texts, scaled to norm 1; ``"similarities"``: it is their
+            mean as it is, so that a score is the mean of the similarities to them.
+        similarity: ``"dot"`` or ``"cosine"`` (each text and, for ``"embeddings"``, each mean is scaled to norm 1).
+        cross_modal: (n_texts, d_ψ) the same texts in the cross-modal space. With ``"dot"``, the norm of a class's
+            mean is taken there: an expert lengthens the fused texts, but has no say in image-text similarity.
 
     Attributes:
         weight: (n_classes, dim) float64 buffer.
@@ -69,24 +82,31 @@ class ZeroShotHead(nn.Module):
         *,
         n_classes: int,
         average: Literal["embeddings", "similarities"] = "embeddings",
+        similarity: Literal["dot", "cosine"] = "dot",
+        cross_modal: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_choice("average", average, ["embeddings", "similarities"])
+        check_choice("similarity", similarity, SIMILARITIES)
         if len(texts) != len(owner):
             raise DataError(f"{len(texts)} embedded class texts for {len(owner)} owners")
         counts = torch.bincount(owner, minlength=n_classes)
         if len(counts) != n_classes or not bool((counts > 0).all()):
             missing = (counts == 0).nonzero().flatten().tolist()
             raise DataError(f"prompts must cover {n_classes} classes, but classes {missing} have no text")
-        unit = unit_rows(texts, "the class texts")
-        mean = unit.new_zeros(n_classes, unit.shape[1]).index_add_(0, owner.to(unit.device), unit)
-        mean = mean / counts.to(mean)[:, None]
+        weight = _means(similarity_rows(texts, "the class texts", similarity), owner, counts)
         if average == "embeddings":
-            mean = unit_rows(mean, "the mean class texts")
-        self.register_buffer("weight", mean)
+            lengths = weight
+            if similarity == "dot" and cross_modal is not None:
+                lengths = _means(unit_rows(cross_modal, "the cross-modal class texts"), owner, counts)
+            norms = lengths.norm(dim=1, keepdim=True)
+            if not bool((norms > 0).all()):
+                raise DataError("the texts of a class cancel out: their mean is zero")
+            weight = weight / norms
+        self.register_buffer("weight", weight)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Return (n, n_classes) float64 scores of (n, dim) embeddings."""
+        """Return (n, n_classes) scores of (n, dim) embeddings, which are scaled to norm 1: it changes no decision."""
         return unit_rows(embeddings, "the embeddings", dtype=self.weight.dtype) @ self.weight.T
 
     @torch.no_grad()
@@ -94,6 +114,11 @@ class ZeroShotHead(nn.Module):
         """Return the (n,) int64 decisions on (n, dim) embeddings, read in blocks."""
         parts = [decide(self(embeddings[block])) for block in blocks(len(embeddings), block_rows)]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+
+
+def _means(texts: Tensor, owner: Tensor, counts: Tensor) -> Tensor:
+    sums = texts.new_zeros(len(counts), texts.shape[1]).index_add_(0, owner.to(texts.device), texts)
+    return sums / counts.to(sums)[:, None]
 
 
 class ZeroShot(Probe):
@@ -109,6 +134,8 @@ class ZeroShot(Probe):
         prompt_sets: names, or None for each that a label set has; ``"a+b"`` is the ensemble of ``a`` and ``b``
             (every text of both counts once).
         average: what is averaged over a class's texts, see :class:`ZeroShotHead`.
+        similarity: of items and texts: ``"dot"``, which is the fused kernel, or ``"cosine"`` of the fused
+            embeddings. Equal where all texts have the same norm. The reference is always compared by cosine.
         modalities: of the items that are classified.
         split: the split that is classified.
         extra_splits: further splits on which the same heads are tested (out-of-distribution sets); a label set that
@@ -124,22 +151,20 @@ class ZeroShot(Probe):
         label_sets: Sequence[str] | None = None,
         prompt_sets: Sequence[str] | None = None,
         average: Literal["embeddings", "similarities"] = "embeddings",
+        similarity: Literal["dot", "cosine"] = "dot",
         modalities: Sequence[Modality] = ("image",),
         split: str = TEST,
         extra_splits: Sequence[str] = (),
         block_rows: int = 4096,
     ) -> None:
         check_choice("average", average, ["embeddings", "similarities"])
+        check_choice("similarity", similarity, SIMILARITIES)
         check_positive("block_rows", block_rows, integer=True)
-        for modality in modalities:
-            check_choice("modalities", modality, ["image", "text"])
-        for name, value in (("label_sets", label_sets), ("prompt_sets", prompt_sets), ("modalities", modalities)):
-            if value is not None and (isinstance(value, str) or not len(value)):
-                raise ConfigError(f"{name}={value!r} must be a list of names that is not empty")
-        self.label_sets = None if label_sets is None else list(label_sets)
-        self.prompt_sets = None if prompt_sets is None else list(prompt_sets)
+        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
+        self.prompt_sets = None if prompt_sets is None else check_names("prompt_sets", prompt_sets)
+        self.modalities = check_modalities(modalities)
         self.average = average
-        self.modalities = list(modalities)
+        self.similarity = similarity
         self.splits = [split, *extra_splits]
         self.block_rows = block_rows
 
@@ -179,52 +204,58 @@ class ZeroShot(Probe):
         for name in self._chosen(space):
             label_set = space.info.label_sets[name]
             for prompt_set in self.prompt_sets or list(label_set.prompts):
-                head, protocol = self._head(space, name, prompt_set, space.parts)
-                reference = self._reference_head(space, name, prompt_set)
+                head, reference, protocol = self._heads(space, name, prompt_set)
                 heads[f"{name}/{prompt_set}"] = head
-                for split in self.splits:
-                    for modality in self.modalities:
-                        if Part(split, modality) in space and split in label_set.labels:
-                            figures += self._figures(space, name, split, modality, head, reference, protocol)
+                for split, modality in product(self.splits, self.modalities):
+                    if Part(split, modality) in space and split in label_set.labels:
+                        figures += self._figures(space, name, split, modality, head, reference, protocol)
         protocol = {
             "average": self.average,
-            "similarity": "cosine",
+            "similarity": self.similarity,
             "ties": f"lowest class index within {TIE:g} relative",
         }
         return ProbeResult(figures, protocol, heads)
 
-    def _head(
-        self, space: EmbeddingSpace, name: str, prompt_set: str, parts: Any
-    ) -> tuple[ZeroShotHead, dict[str, Any]]:
+    def _heads(
+        self, space: EmbeddingSpace, name: str, prompt_set: str
+    ) -> tuple[ZeroShotHead, ZeroShotHead | None, dict[str, Any]]:
         label_set = space.info.label_sets[name]
-        texts: list[Tensor] = []
-        owners: list[Tensor] = []
-        templates: list[str] = []
-        words: list[str] = []
-        for member in prompt_set.split(ENSEMBLE):
-            part = Part.prompts(name, member)
-            if member not in label_set.prompts or part not in parts:
+        members = prompt_set.split(ENSEMBLE)
+        for member in members:
+            if member not in label_set.prompts or Part.prompts(name, member) not in space:
                 raise DataError(
                     f"label set {name!r} of {space.info.name!r} has no prompt set {member!r} in this space; "
-                    f"it has {[p for p in label_set.prompts if Part.prompts(name, p) in parts]}"
+                    f"it has {[p for p in label_set.prompts if Part.prompts(name, p) in space]}"
                 )
-            prompts = label_set.prompts[member]
-            texts.append(parts[part])
-            owners.append(prompts.owner)
-            templates += prompts.templates
-            words += prompts.texts
-        head = ZeroShotHead(torch.cat(texts), torch.cat(owners), n_classes=len(label_set.classes), average=self.average)
-        return head, {
-            "prompt_set": prompt_set,
-            "templates": templates,
-            "n_prompts": len(words),
-            "prompts_digest": hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12],
-        }
-
-    def _reference_head(self, space: EmbeddingSpace, name: str, prompt_set: str) -> ZeroShotHead | None:
-        if all(Part.prompts(name, member) in space.reference for member in prompt_set.split(ENSEMBLE)):
-            return self._head(space, name, prompt_set, space.reference)[0]
-        return None
+        prompts = [label_set.prompts[member] for member in members]
+        parts = [Part.prompts(name, member) for member in members]
+        owner = torch.cat([p.owner for p in prompts])
+        classes = len(label_set.classes)
+        cross_modal = None
+        if all(part in space.reference for part in parts):
+            cross_modal = torch.cat([space.reference[part] for part in parts])
+        head = ZeroShotHead(
+            torch.cat([space[part] for part in parts]),
+            owner,
+            n_classes=classes,
+            average=self.average,
+            similarity=self.similarity,
+            cross_modal=cross_modal,
+        )
+        reference = None
+        if cross_modal is not None:
+            reference = ZeroShotHead(cross_modal, owner, n_classes=classes, average=self.average, similarity="cosine")
+        words = [text for p in prompts for text in p.texts]
+        return (
+            head,
+            reference,
+            {
+                "prompt_set": prompt_set,
+                "templates": [template for p in prompts for template in p.templates],
+                "n_prompts": len(words),
+                "prompts_digest": hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12],
+            },
+        )
 
     @torch.no_grad()
     def _figures(

@@ -57,19 +57,20 @@ def class_texts(space: EmbeddingSpace, prompt_set: str = "photo") -> Tensor:
     return torch.stack([texts[owner == c].mean(0) for c in range(CLASSES)])
 
 
-def exact_alignment(space: EmbeddingSpace, C: float, seed: int = 0) -> EmbeddingSpace:
-    """Direct sum of method.md, section 7, in float32 as the fusion writes it."""
-    g = torch.Generator().manual_seed(seed)
+def exact_alignment(space: EmbeddingSpace, C: float, *, text_expert: bool = False) -> EmbeddingSpace:
+    """Direct sum of method.md, section 7, in float32; the experts' sketches have norms of their own."""
+    g = torch.Generator().manual_seed(0)
     fused = {}
     for part, x in space.parts.items():
-        extra = torch.randn(len(x), 24, generator=g) if part.modality == "image" else torch.zeros(len(x), 24)
-        fused[part] = torch.cat([C**0.5 * unit(x), unit(extra) if part.modality == "image" else extra], dim=1)
+        own, other = torch.randn(len(x), 24, generator=g) / 5, torch.zeros(len(x), 24)
+        blocks = [own, other] if part.modality == "image" else [other, own if text_expert else other]
+        fused[part] = torch.cat([C**0.5 * unit(x), *blocks], dim=1)
     return EmbeddingSpace(space.info, fused, reference=space.parts)
 
 
 def test_figures_against_scikit_learn() -> None:
     space = make_space()
-    result = ZeroShot().evaluate(space, seed=0)
+    result = ZeroShot(similarity="cosine").evaluate(space, seed=0)
     labels = space.info.label_sets["class"].labels["test"]
     keep = labels >= 0
     y = labels[keep].numpy()
@@ -87,14 +88,14 @@ def test_figures_against_scikit_learn() -> None:
 
 def test_similarities_are_averaged_when_asked() -> None:
     space = make_space(1)
-    head = ZeroShot(average="similarities").evaluate(space, seed=0).heads["class/photo"]
+    head = ZeroShot(average="similarities", similarity="cosine").evaluate(space, seed=0).heads["class/photo"]
     expected = unit(space[IMAGES].double()) @ class_texts(space).T
     torch.testing.assert_close(head(space[IMAGES]), expected)
 
 
 def test_an_ensemble_pools_the_texts_of_its_members() -> None:
     space = make_space(2)
-    result = ZeroShot(prompt_sets=["photo+plain"]).evaluate(space, seed=0)
+    result = ZeroShot(prompt_sets=["photo+plain"], similarity="cosine").evaluate(space, seed=0)
     head = result.heads["class/photo+plain"]
     assert isinstance(head, ZeroShotHead)
     pooled = (3 * class_texts(space, "photo") + class_texts(space, "plain")) / 4
@@ -104,19 +105,21 @@ def test_an_ensemble_pools_the_texts_of_its_members() -> None:
 
 @pytest.mark.parametrize("C", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("average", ["embeddings", "similarities"])
-def test_exact_alignment_decides_as_the_cross_modal_encoder(C: float, average: str) -> None:
+@pytest.mark.parametrize("text_expert", [False, True])
+def test_exact_alignment_decides_as_the_cross_modal_encoder(C: float, average: str, text_expert: bool) -> None:
     space = make_space(3, n=2000)
     # Classes 2 and 6 get the same texts: an exact tie, which rounding alone would decide.
     texts = space.parts[Part.prompts("class", "photo")]
     texts[18:21] = texts[6:9]
-    probe = ZeroShot(average=average)  # type: ignore[arg-type]
-    alone = probe.evaluate(space, seed=0)
-    fused = probe.evaluate(exact_alignment(space, C), seed=0)
+    reference = ZeroShot(average=average, similarity="cosine").evaluate(space, seed=0)  # type: ignore[arg-type]
+    aligned = exact_alignment(space, C, text_expert=text_expert)
+    fused = ZeroShot(average=average).evaluate(aligned, seed=0)  # type: ignore[arg-type]
     assert figure(fused, "agreement").value == 1.0
-    assert torch.equal(figure(alone, "accuracy").per_item, figure(fused, "accuracy").per_item)  # type: ignore[arg-type]
+    assert figure(fused, "agreement", "plain").value == 1.0
+    assert torch.equal(figure(reference, "accuracy").per_item, figure(fused, "accuracy").per_item)  # type: ignore[arg-type]
     head = fused.heads["class/photo"]
     assert isinstance(head, ZeroShotHead)
-    assert 6 not in head.decide(exact_alignment(space, C)[IMAGES])
+    assert 6 not in head.decide(aligned[IMAGES])
 
 
 @settings(max_examples=25, deadline=None)
