@@ -126,6 +126,7 @@ def _read(store: FeatureStore, keys: Keys) -> tuple[dict[Part, dict[str, Tensor]
     """Return what the store has, and the keys that it lacks (or holds damaged)."""
     found: dict[Part, dict[str, Tensor]] = {}
     lacking: Keys = {}
+    seen: set[str] = set()
     for part, roles in keys.items():
         for role, key in roles.items():
             try:
@@ -134,7 +135,9 @@ def _read(store: FeatureStore, keys: Keys) -> tuple[dict[Part, dict[str, Tensor]
                     continue
             except DamagedEntryError as error:
                 log.warning("%s; computing it anew", error)
-            lacking.setdefault(part, {})[role] = key
+            if key.digest not in seen:  # two roles may be one encoder
+                seen.add(key.digest)
+                lacking.setdefault(part, {})[role] = key
     return found, lacking
 
 

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from feature_toys import SIZES, ToyData, ToyEncoder
+
+from krossfuse.data.base import Part
+from krossfuse.encoders.base import CROSS_MODAL
+from krossfuse.encoders.pair import Pair
+from krossfuse.errors import ConfigError, DataError
+from krossfuse.features import store as store_module
+from krossfuse.features.bundle import FeatureBundle
+from krossfuse.features.extract import extract, feature_keys
+from krossfuse.features.store import FeatureStore
+
+CPU = {"accelerator": "cpu", "devices": 1}
+TRAIN = Part("train", "image")
+
+
+def make_pair(**expert: Any) -> Pair:
+    return Pair(
+        name="toys",
+        cross_modal=ToyEncoder("clip", ("image", "text"), dim=8),
+        image_experts={"dino.v2": ToyEncoder("dino", ("image",), dim=5, **{"weights": 1, **expert})},
+        text_experts={"e5": ToyEncoder("e5", ("text",), dim=4, weights=2)},
+    )
+
+
+def run(data: ToyData, pair: Pair, store: FeatureStore, **options: Any) -> FeatureBundle:
+    return extract(data, pair, store, **{"trainer": CPU, "progress": False, **options})
+
+
+def direct(data: ToyData, pair: Pair, part: Part, role: str) -> torch.Tensor:
+    """The features by one plain forward pass, item by item."""
+    module = pair.encoders(part.modality)[role].load().eval()
+    items = list(data.items(part))
+    with torch.inference_mode():
+        if part.modality == "text":
+            return torch.cat([module.encode_text(module.prepare_text([item])) for item in items])
+        return torch.cat([module.encode_image(module.prepare_image(item)[None]) for item in items])
+
+
+def loads(pair: Pair) -> list[int]:
+    return [e.loads for e in {**pair.encoders("image"), **pair.encoders("text")}.values()]  # type: ignore[attr-defined]
+
+
+def test_features_are_those_of_the_encoders(images: Path, store: FeatureStore) -> None:
+    data, pair = ToyData(images), make_pair()
+    bundle = run(data, pair, store)
+    assert set(bundle.features) == set(data.parts())
+    assert bundle.dims("image") == {CROSS_MODAL: 8, "dino.v2": 5}
+    assert bundle.dims("text") == {CROSS_MODAL: 8, "e5": 4}
+    assert bundle.encoders["e5"] == {"name": "e5", "fingerprint": {"text": {"weights": 2, "dim": 4}}}
+    for part, roles in bundle.features.items():
+        for role, features in roles.items():
+            torch.testing.assert_close(features, direct(data, pair, part, role), atol=1e-5, rtol=1e-5)
+
+
+def test_one_decoding_for_all_encoders_and_none_the_second_time(
+    images: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, pair = ToyData(images), make_pair()
+    first = run(data, pair, store)
+    assert sorted(data.decoded()) == sorted(f"{split}_{i}" for split, n in SIZES.items() for i in range(n))
+    assert loads(pair) == [1, 1, 1]  # the cross-modal encoder once for both modalities
+    data.log.unlink()
+    monkeypatch.setattr("pytorch_lightning.Trainer.predict", None)
+    again = make_pair()
+    second = run(ToyData(images), again, FeatureStore(store.root))
+    assert data.decoded() == []
+    assert loads(again) == [0, 0, 0]
+    assert all(torch.equal(second[part][role], f) for part, of in first.features.items() for role, f in of.items())
+
+
+def test_only_what_is_missing_is_encoded(images: Path, store: FeatureStore) -> None:
+    run(ToyData(images), make_pair(), store)
+    other = make_pair(weights=7)  # the same name, other weights
+    bundle = run(ToyData(images), other, store)
+    assert loads(other) == [0, 1, 0]
+    torch.testing.assert_close(bundle[TRAIN]["dino.v2"], direct(ToyData(images), other, TRAIN, "dino.v2"))
+    # Another prompt set encodes texts only.
+    data = ToyData(images)
+    data.setup()
+    prompts = data.info.label_sets["animal"].prompts["simple"]
+    data._loaded[1][Part.prompts("animal", "simple")] = [text + "!" for text in prompts.texts]  # type: ignore[index]
+    data.log.unlink()
+    run(data, make_pair(), store)
+    assert data.decoded() == []
+
+
+def test_keys_change_with_all_that_changes_a_feature(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ToyData(images)
+
+    def digest(pair: Pair | None = None, **options: Any) -> str:
+        return feature_keys(data, pair or make_pair(), **options)[TRAIN]["dino.v2"].digest
+
+    base = digest()
+    assert digest() == base
+    assert digest(precision="32") == base
+    assert base not in (digest(make_pair(weights=9)), digest(dtype="float16"), digest(precision="bf16-mixed"))
+    monkeypatch.setattr("krossfuse.features.extract.metadata.version", lambda name: "0.0")
+    assert digest() != base
+    monkeypatch.undo()
+    data.info.fingerprint["seed"] = 1  # type: ignore[index]
+    assert digest() != base
+    keys = [key.digest for roles in feature_keys(data, make_pair()).values() for key in roles.values()]
+    assert len(set(keys)) == len(keys) == 3 * 2 + 4 * 2
+
+
+def test_unreadable_image_in_the_middle_costs_its_batch_only(images: Path, store: FeatureStore) -> None:
+    data = ToyData(images)
+    data.setup()
+    whole = (images / "train_13.png").read_bytes()
+    (images / "train_13.png").write_bytes(whole[:50])
+    with pytest.raises(DataError, match=r"train_13\.png"):
+        run(data, make_pair(), store)
+    assert {(e.about_part, e.done) for e in map(_Seen, store.entries()) if e.done} == {("train:image", 12)}
+    (images / "train_13.png").write_bytes(whole)
+    data.log.unlink()
+    bundle = run(ToyData(images), make_pair(), store)
+    train = [name for name in data.decoded() if name.startswith("train")]
+    assert train == [f"train_{i}" for i in range(12, 20)]
+    fresh = run(ToyData(images), make_pair(), FeatureStore(store.root / "other"))
+    # Bit by bit: the batches are the same as without the interruption.
+    assert all(torch.equal(fresh[part][role], f) for part, of in bundle.features.items() for role, f in of.items())
+    assert not any(entry.partial for entry in store.entries())
+
+
+class _Seen:
+    def __init__(self, entry: Any) -> None:
+        self.about_part, self.done = entry.key.about["part"], entry.done
+
+
+def test_parts_that_are_whole_are_kept_when_a_later_one_fails(images: Path, store: FeatureStore) -> None:
+    data = ToyData(images)
+    data.setup()
+    (images / "test_0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"test_0\.png"):
+        run(data, make_pair(), store)
+    keys = feature_keys(data, make_pair())
+    assert all(key in store for key in [*keys[TRAIN].values(), *keys[Part("val", "image")].values()])
+
+
+def test_unreadable_image_in_a_loader_process(images: Path, store: FeatureStore) -> None:
+    data = ToyData(images, num_workers=1)
+    data.setup()
+    (images / "train_0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"train_0\.png"):
+        run(data, make_pair(), store)
+
+
+def test_nan_feature_names_encoder_part_and_row(images: Path, store: FeatureStore) -> None:
+    with pytest.raises(DataError, match=r"dino on toy, train:image.*row 2 is NaN"):
+        run(ToyData(images), make_pair(poison=2), store)
+
+
+def test_damaged_entry_is_computed_anew(
+    images: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run(ToyData(images), make_pair(), store)
+    expected = first[TRAIN]["dino.v2"].clone()
+    key = feature_keys(ToyData(images), make_pair())[TRAIN]["dino.v2"]
+    path = store.root / key.digest / "features.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    monkeypatch.setattr(store_module, "_verified", set())
+    pair = make_pair()
+    with caplog.at_level(logging.WARNING):
+        bundle = run(ToyData(images), pair, store)
+    assert "is damaged: the SHA-256" in caplog.text
+    assert loads(pair) == [0, 1, 0]
+    assert torch.equal(bundle[TRAIN]["dino.v2"], expected)
+
+
+def test_batches_and_streams_do_not_change_features(images: Path, store: FeatureStore) -> None:
+    threads = torch.get_num_threads()
+    kept = [make_pair() for _ in range(3)]
+    try:
+        torch.set_num_threads(1)
+        one = run(ToyData(images), kept[0], store)
+        torch.set_num_threads(2)
+        two = run(ToyData(images), kept[1], FeatureStore(store.root / "two"))
+        big = run(ToyData(images), kept[2], FeatureStore(store.root / "big"), batch_size=20)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    for part, roles in one.features.items():
+        for role, features in roles.items():
+            torch.testing.assert_close(two[part][role], features, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(big[part][role], features, atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_store(images: Path, store: FeatureStore) -> None:
+    bundle = run(ToyData(images), make_pair(), store, dtype="float16")
+    assert bundle[TRAIN]["dino.v2"].dtype == torch.float16
+
+
+def test_mixed_precision(images: Path, store: FeatureStore) -> None:
+    data, pair = ToyData(images), make_pair()
+    bundle = run(data, pair, store, trainer={**CPU, "precision": "bf16-mixed"})
+    full = direct(data, pair, TRAIN, "dino.v2")
+    assert not torch.equal(bundle[TRAIN]["dino.v2"], full)
+    torch.testing.assert_close(bundle[TRAIN]["dino.v2"], full, atol=0.05, rtol=0.05)
+
+
+def test_image_experts_alone_skip_the_texts(images: Path, store: FeatureStore) -> None:
+    # Two roles for one encoder are one entry.
+    pair = Pair(name="experts", image_experts={"a": ToyEncoder("a", ("image",)), "b": ToyEncoder("b", ("image",))})
+    bundle = run(ToyData(images), pair, store)
+    assert {part.modality for part in bundle.features} == {"image"}
+    assert loads(pair) == [1, 0]
+    assert torch.equal(bundle[TRAIN]["a"], bundle[TRAIN]["b"])
+
+
+def test_progress_bar_names_part_and_roles(
+    images: Path, store: FeatureStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(ToyData(images), make_pair(), store, progress=True)
+    shown = "".join(capsys.readouterr())
+    assert "train:image -> cross_modal, dino.v2" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float8"}, "dtype='float8'"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"trainer": {"accelerator": "quantum"}}, "trainer=.*quantum"),
+        ({"trainer": {"acelerator": "cpu"}}, "acelerator"),
+        ({"trainer": {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}}, "strategy='ddp'.*ddp_spawn"),
+    ],
+)
+def test_bad_options(images: Path, store: FeatureStore, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(ToyData(images), make_pair(), store, **options)
+
+
+@pytest.mark.slow
+def test_two_devices_give_the_same_rows(images: Path, store: FeatureStore) -> None:
+    """Two CPU processes; in a process of its own, since the test process has threads and patched modules."""
+    code = """
+import sys; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_extract import *
+if __name__ == "__main__":
+    trainer = {"accelerator": "cpu", "devices": 2}
+    run(ToyData(Path(sys.argv[2])), make_pair(), FeatureStore(sys.argv[3]), trainer=trainer)
+"""
+    script = store.root.with_name("two.py")
+    script.write_text(code)
+    subprocess.run([sys.executable, script, Path(__file__).parent, images, store.root], check=True, timeout=300)
+    pair = make_pair()
+    two = run(ToyData(images), pair, store)
+    assert loads(pair) == [0, 0, 0]
+    one = run(ToyData(images), make_pair(), FeatureStore(store.root / "one"))
+    for part, roles in one.features.items():
+        for role, features in roles.items():
+            torch.testing.assert_close(two[part][role], features, atol=1e-5, rtol=1e-5)
