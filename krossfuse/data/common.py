@@ -107,67 +107,89 @@ class ImageFiles(Sequence[Image.Image]):
         return open_image(self.paths[index])
 
 
-def stratified_split(
-    labels: Tensor, fractions: Mapping[str, float], *, seed: int, names: Sequence[str] | None = None
-) -> dict[str, Tensor]:
+def stratified_split(labels: Tensor, fractions: Mapping[str, float], *, seed: int) -> dict[str, Tensor]:
     """Split rows by seed, class by class.
 
-    Of a class of m items the i-th split gets ``round(m · fraction)``, at least one; the split named ``train`` gets
-    the rest, at least one. Rows inside each split keep their order. Rows with label -1 are split as one class.
+    Of a class of m items each split but ``train`` gets ``round(m · fraction)``, at least one as long as one item
+    is left for ``train``, which gets the rest. Rows of a split keep their order; label -1 counts as a class.
 
     Args:
         labels: (n,) int64.
         fractions: share of each split other than ``train``, e.g. ``{"val": 0.1, "test": 0.2}``.
         seed: of the draw (CPU generator).
-        names: class names for the error message.
 
     Returns:
         By split, the sorted row indices (int64).
 
     Raises:
         ConfigError: fractions that are not positive or leave nothing for training.
-        DataError: a class has fewer items than there are splits.
+
+    Examples:
+        >>> rows = stratified_split(torch.tensor([0, 1] * 10), {"val": 0.1, "test": 0.2}, seed=0)
+        >>> {split: len(of_split) for split, of_split in rows.items()}
+        {'train': 14, 'val': 2, 'test': 4}
     """
-    if any(not 0 < f < 1 for f in fractions.values()) or sum(fractions.values()) >= 1:
-        raise ConfigError(f"split fractions {dict(fractions)} must be positive and sum to less than 1")
+    check_fractions(fractions)
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[Tensor]] = {TRAIN: [], **{split: [] for split in fractions}}
     for label in torch.unique(labels).tolist():
         of_class = torch.nonzero(labels == label).flatten()
+        of_class = of_class[torch.randperm(len(of_class), generator=generator)]
         m = len(of_class)
-        if m <= len(fractions):
-            name = repr(names[label]) if names is not None and label >= 0 else f"label {label}"
-            raise DataError(f"class {name} has {m} items, too few for the {len(rows)} splits {list(rows)}")
-        of_class = of_class[torch.randperm(m, generator=generator)]
-        start, left = 0, len(fractions)
         for split, fraction in fractions.items():
-            count = min(max(1, round(m * fraction)), m - start - left)
-            rows[split].append(of_class[start : start + count])
-            start, left = start + count, left - 1
-        rows[TRAIN].append(of_class[start:])
+            count = min(max(1, round(m * fraction)), len(of_class) - 1)
+            rows[split].append(of_class[:count])
+            of_class = of_class[count:]
+        rows[TRAIN].append(of_class)
     return {split: torch.cat(parts).sort().values for split, parts in rows.items()}
 
 
-def check_info(info: DatasetInfo, sizes: Mapping[Part, int] | None = None) -> DatasetInfo:
-    """Check that labels, prompts and captions fit each other, and (where given) the parts' sizes.
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """Check the shares of the splits other than ``train``.
+
+    Raises:
+        ConfigError: one is not in (0, 1), or nothing is left for training.
+    """
+    for split, fraction in fractions.items():
+        if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+            raise ConfigError(f"{split}_fraction={fraction!r} must be a number above 0 and below 1")
+    if sum(fractions.values()) >= 1:
+        raise ConfigError(f"the fractions {dict(fractions)} sum to 1 or more and leave nothing for train")
+
+
+def required_path(key: str, value: str | None, what: str) -> Path:
+    """Return a path that the user must give.
+
+    Raises:
+        ConfigError: it was not given; the message says how to.
+    """
+    if not value:
+        raise ConfigError(f"data.{key} is not set: give {what} as data.{key}=PATH")
+    return Path(value).expanduser()
+
+
+def check_info(info: DatasetInfo, sizes: Mapping[Part, int], *, splits: Sequence[str] = SPLITS) -> DatasetInfo:
+    """Check that labels, prompts, captions and items fit each other.
+
+    Args:
+        info: the dataset.
+        sizes: number of items of each part, without the prompt parts.
+        splits: those that must be there.
 
     Returns:
         ``info`` itself.
 
     Raises:
-        DataError: an empty train, val or test split; a label out of range; labels or captions of another length
+        DataError: an empty or missing split; a label out of range; labels or captions of another length
             than the items; a class without training samples; a caption without an image.
     """
     where = f"dataset {info.name!r}"
-    sizes = dict(sizes or {})
     for part, size in sorted(sizes.items()):
         if size == 0:
             raise DataError(f"{where}: {part} is empty")
-    if sizes:
-        present = {part.split for part in sizes}
-        missing = [split for split in SPLITS if split not in present]
-        if missing:
-            raise DataError(f"{where}: no items in split {missing}; it has {sorted(present)}")
+    present = sorted({part.split for part in sizes})
+    if missing := [split for split in splits if split not in present]:
+        raise DataError(f"{where}: no items in split {missing}; it has {present}")
     for split, rows in info.caption_of.items():
         _check_captions(f"{where}, {split}", rows, sizes.get(Part(split, "image")), sizes.get(Part(split, "text")))
     for name, label_set in info.label_sets.items():
@@ -193,11 +215,9 @@ def _check_captions(where: str, rows: Tensor, n_images: int | None, n_texts: int
 def _check_labels(where: str, label_set: LabelSet, sizes: Mapping[Part, int]) -> None:
     n_classes = len(label_set.classes)
     for split, labels in label_set.labels.items():
-        rows = sizes.get(Part(split, "image"), sizes.get(Part(split, "text")))
-        if rows is not None and len(labels) != rows:
+        rows = sizes.get(Part(split, "image"), sizes.get(Part(split, "text"), 0))
+        if len(labels) != rows:
             raise DataError(f"{where}, {split}: {len(labels)} labels but {rows} items")
-        if len(labels) == 0:
-            raise DataError(f"{where}: split {split!r} is empty")
         if label_set.multilabel:
             if labels.ndim != 2 or labels.shape[1] != n_classes or labels.dtype != torch.bool:
                 raise DataError(

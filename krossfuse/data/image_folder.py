@@ -1,0 +1,180 @@
+"""A folder of images, one folder a class."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from krossfuse.data.base import SPLITS, TEST, TRAIN, VAL, DatasetInfo, LabelSet, Part
+from krossfuse.data.common import (
+    ImageFiles,
+    check_fractions,
+    digest,
+    make_prompt_sets,
+    required_path,
+    stratified_split,
+)
+from krossfuse.data.module import BaseDataModule, Item
+from krossfuse.errors import DataError, check_choice, did_you_mean
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+Listing = list[tuple[str, str]]
+"""(class folder, path relative to the root) of each image, sorted."""
+
+
+class ImageFolder(BaseDataModule):
+    """Images in ``root/{train,val,test}/CLASS/...`` or ``root/CLASS/...``.
+
+    Splits: what the root has as folders is taken as it is. Without ``val``, it is drawn from ``train``. With
+    ``train`` and ``val`` but no ``test`` (ImageNet, Imagewoof), ``val`` is the test split, and the validation split is
+    drawn from ``train``. With class folders only, ``val`` and ``test`` are drawn. Draws are stratified, by
+    ``split_seed`` (see :func:`krossfuse.data.common.stratified_split`). The rule is in the fingerprint.
+
+    The fingerprint holds a digest of the file list: path and size of each file, and its modification time
+    (``digest: stat``; like make: at once, but a copy of the folder is encoded anew) or its bytes (``digest: content``:
+    all files are read once a run).
+
+    Args:
+        root: the folder.
+        name: of the dataset, in results.
+        prompts: by prompt set, templates with ``{}``.
+        class_names: YAML or JSON file ``{folder: name}``; None = the folder's name with spaces for underscores.
+        val_fraction: share of a drawn validation split.
+        test_fraction: share of a drawn test split.
+        split_seed: of drawn splits (not the run's seed).
+        digest: ``stat`` or ``content``.
+        **loader: ``batch_size`` and ``num_workers``, see the base.
+
+    Raises:
+        ConfigError: a bad value, or no root.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | None,
+        name: str = "image_folder",
+        prompts: Mapping[str, Sequence[str]] | None = None,
+        class_names: str | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        digest: str = "stat",
+        **loader: Any,
+    ) -> None:
+        super().__init__(**loader)
+        self.root = required_path("root", root, "the folder that has one folder a class")
+        self.dataset_name = name
+        self.prompts = {str(key): list(templates) for key, templates in (prompts or {}).items()}
+        make_prompt_sets(self.prompts, ["any"])
+        self.class_names = class_names
+        self.fractions = {VAL: val_fraction, TEST: test_fraction}
+        check_fractions(self.fractions)
+        self.split_seed = split_seed
+        self.digest = check_choice("data.digest", digest, ("stat", "content"))
+
+    def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
+        """List the files; no image is opened.
+
+        Raises:
+            DataError: no such folder, no images in it, a class without training images, a bad ``class_names`` file.
+        """
+        if not self.root.is_dir():
+            raise DataError(f"data.root: there is no folder {str(self.root)!r}")
+        listing, rule = self._split()
+        folders = sorted({folder for files in listing.values() for folder, _ in files})
+        names = self._names(folders)
+        index = {folder: i for i, folder in enumerate(folders)}
+        labels = {
+            split: torch.tensor([index[folder] for folder, _ in files], dtype=torch.int64)
+            for split, files in listing.items()
+        }
+        fingerprint = {
+            "source": "image_folder",
+            "splits": rule,
+            "digest": self.digest,
+            "files": digest(line for split in listing for line in (split, *map(self._line, listing[split]))),
+        }
+        label_set = LabelSet(tuple(names), labels, make_prompt_sets(self.prompts, names))
+        items = {
+            Part(split, "image"): ImageFiles([self.root / path for _, path in files])
+            for split, files in listing.items()
+        }
+        return DatasetInfo(self.dataset_name, fingerprint, {"class": label_set}), items
+
+    def _split(self) -> tuple[dict[str, Listing], dict[str, str]]:
+        """Return the files of each split and how each split came about."""
+        given = [split for split in SPLITS if (self.root / split).is_dir()]
+        if TRAIN in given and len(given) > 1:
+            listing = {split: _list(self.root, split) for split in given}
+            rule = {split: f"folder {split}" for split in given}
+            if TEST not in given:
+                listing[TEST], rule[TEST] = listing.pop(VAL), "folder val"
+            to_draw = [] if VAL in listing else [VAL]
+        else:
+            listing, rule, to_draw = {TRAIN: _list(self.root, "")}, {TRAIN: "the rest"}, [VAL, TEST]
+        if not listing[TRAIN]:
+            raise DataError(
+                f"no images in class folders of {str(self.root)!r}; expected CLASS/*.jpg "
+                f"or {{train,val,test}}/CLASS/*.jpg (extensions: {', '.join(EXTENSIONS)})"
+            )
+        if to_draw:
+            files = listing[TRAIN]
+            index = {folder: i for i, folder in enumerate(sorted({folder for folder, _ in files}))}
+            labels = torch.tensor([index[folder] for folder, _ in files])
+            fractions = {split: self.fractions[split] for split in to_draw}
+            for split, rows in stratified_split(labels, fractions, seed=self.split_seed).items():
+                listing[split] = [files[row] for row in rows.tolist()]
+            drawn = f"of train, stratified, seed {self.split_seed}"
+            rule.update({split: f"{fraction} {drawn}" for split, fraction in fractions.items()})
+        return {split: listing[split] for split in SPLITS}, rule
+
+    def _names(self, folders: list[str]) -> list[str]:
+        if self.class_names is None:
+            return [folder.replace("_", " ") for folder in folders]
+        path = Path(self.class_names).expanduser()
+        try:
+            mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise DataError(f"data.class_names: cannot read {str(path)!r}: {error}") from error
+        if not isinstance(mapping, dict):
+            raise DataError(f"data.class_names: {str(path)!r} must hold a mapping {{folder: name}}")
+        by_folder = {str(folder): str(name) for folder, name in mapping.items()}
+        for folder in folders:
+            if folder not in by_folder:
+                near = did_you_mean(folder, by_folder)
+                raise DataError(f"data.class_names: {str(path)!r} has no name for folder {folder!r}{near}")
+        return [by_folder[folder] for folder in folders]
+
+    def _line(self, file: tuple[str, str]) -> str:
+        path = self.root / file[1]
+        try:
+            if self.digest == "content":
+                with open(path, "rb") as stream:
+                    return f"{file[1]} {hashlib.file_digest(stream, 'sha256').hexdigest()}"
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"cannot read image {str(path)!r}: {error}") from error
+        return f"{file[1]} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _list(root: Path, below: str) -> Listing:
+    """List the images of the class folders of ``root/below``; hidden files and folders are left out."""
+    found: Listing = []
+    base = root / below
+    for folder in sorted(entry.name for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        for where, inside, files in os.walk(base / folder, followlinks=True):
+            inside[:] = [name for name in inside if not name.startswith(".")]
+            found += [
+                (folder, (Path(where) / file).relative_to(root).as_posix())
+                for file in files
+                if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+            ]
+    return sorted(found)

@@ -1,0 +1,122 @@
+"""Small image sets that torchvision reads: MNIST and its like, CIFAR."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from krossfuse.data.base import SPLITS, TEST, TRAIN, VAL, DatasetInfo, LabelSet, Part
+from krossfuse.data.common import check_fractions, make_prompt_sets, required_path, stratified_split
+from krossfuse.data.module import BaseDataModule, Item
+from krossfuse.errors import ConfigError, DataError, check_choice
+
+DATASETS = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
+
+
+class TorchvisionDataset(BaseDataModule):
+    """One of torchvision's in-memory image sets; its official test split, and validation drawn from train.
+
+    Args:
+        dataset: class name in ``torchvision.datasets``, one of ``DATASETS``.
+        root: folder as torchvision lays it out.
+        download: whether to download what is absent.
+        class_names: in the order of the labels; None = torchvision's own.
+        prompts: by prompt set, templates with ``{}``.
+        val_fraction: share of train that is the validation split, stratified.
+        split_seed: of that draw (not the run's seed).
+        name: of the dataset, in results; None = ``dataset`` in lower case.
+        **loader: ``batch_size`` and ``num_workers``, see the base.
+
+    Raises:
+        ConfigError: a bad value, or no root.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str,
+        root: str | None,
+        download: bool = False,
+        class_names: Sequence[str] | None = None,
+        prompts: Mapping[str, Sequence[str]] | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        name: str | None = None,
+        **loader: Any,
+    ) -> None:
+        super().__init__(**loader)
+        self.dataset = check_choice("data.dataset", dataset, DATASETS)
+        self.root = required_path("root", root, f"torchvision's root of {dataset}")
+        self.download = download
+        self.class_names = None if class_names is None else [str(name) for name in class_names]
+        self.prompts = {str(key): list(templates) for key, templates in (prompts or {}).items()}
+        make_prompt_sets(self.prompts, ["any"])
+        self.val_fraction = val_fraction
+        check_fractions({VAL: val_fraction})
+        self.split_seed = split_seed
+        self.dataset_name = name or dataset.lower()
+
+    def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
+        """Read the arrays.
+
+        Raises:
+            DataError: the files are not there, or damaged.
+            ConfigError: ``class_names`` of another length than the classes.
+        """
+        from torchvision import datasets
+
+        try:
+            official = {
+                train: getattr(datasets, self.dataset)(str(self.root), train=train, download=self.download)
+                for train in (True, False)
+            }
+        except (RuntimeError, OSError, ValueError, AssertionError) as error:
+            raise DataError(
+                f"torchvision cannot read {self.dataset} below {str(self.root)!r}: {error}; "
+                f"set data.root to the folder that has it, or data.download=true"
+            ) from error
+        classes = list(official[True].classes)
+        if self.class_names is not None and len(self.class_names) != len(classes):
+            raise ConfigError(
+                f"data.class_names has {len(self.class_names)} names, "
+                f"but {self.dataset} has {len(classes)} classes: {classes}"
+            )
+        names = self.class_names or classes
+        targets = {train: torch.as_tensor(data.targets, dtype=torch.int64) for train, data in official.items()}
+        rows = stratified_split(targets[True], {VAL: self.val_fraction}, seed=self.split_seed)
+        rows[TEST] = torch.arange(len(targets[False]))
+        labels = {split: targets[split != TEST][rows[split]] for split in SPLITS}
+        fingerprint = {
+            "source": f"torchvision/{self.dataset}",
+            "sha256": {name: _sha256(official[train].data) for name, train in ((TRAIN, True), (TEST, False))},
+            "splits": {VAL: f"{self.val_fraction} of train, stratified, seed {self.split_seed}", TEST: "official"},
+        }
+        info = DatasetInfo(
+            self.dataset_name,
+            fingerprint,
+            {"class": LabelSet(tuple(names), labels, make_prompt_sets(self.prompts, names))},
+        )
+        return info, {Part(s, "image"): _Images(official[s != TEST], rows[s].tolist()) for s in SPLITS}
+
+
+class _Images(Sequence[Image]):
+    """Some rows of a torchvision dataset as RGB images."""
+
+    def __init__(self, dataset: Any, rows: list[int]) -> None:
+        self.dataset, self.rows = dataset, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Image:  # type: ignore[override]
+        image: Image = self.dataset[self.rows[index]][0]
+        return image.convert("RGB")
+
+
+def _sha256(data: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()
