@@ -1,0 +1,253 @@
+"""k-nearest-neighbour classification, uniform or weighted by similarity, in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from krossfuse.data.base import TEST, TRAIN, VAL, Modality, Part
+from krossfuse.errors import DataError, check_choice, check_positive
+from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.probes.rows import (
+    accuracy_figures,
+    blocks,
+    check_counts,
+    check_every_class,
+    check_modalities,
+    check_names,
+    finite_rows,
+    labelled,
+    unit_rows,
+)
+from krossfuse.probes.zero_shot import decide
+
+METRICS = ("cosine", "euclidean")
+
+
+@torch.no_grad()
+def nearest(
+    queries: Tensor,
+    gallery: Tensor,
+    k: int,
+    *,
+    metric: Literal["cosine", "euclidean"] = "cosine",
+    query_rows: Tensor | None = None,
+    gallery_rows: Tensor | None = None,
+    block_rows: int = 2048,
+) -> tuple[Tensor, Tensor]:
+    """Return the scores and positions, both (n, k), of the k nearest gallery items of each query, nearest first.
+
+    The score is the cosine similarity, or −½·‖x − y‖² (of unit vectors: cosine − 1). Equal scores keep the order of the
+    gallery.
+
+    Args:
+        queries: (·, dim), may lie over a memory map.
+        gallery: (·, dim), the same.
+        k: at most as many as there are gallery items.
+        metric: ``"cosine"`` or ``"euclidean"``.
+        query_rows: (n,) the rows of ``queries`` that are asked, None for all.
+        gallery_rows: (m,) the rows of ``gallery`` that answer, None for all; positions count within them.
+        block_rows: rows of each in one tile of scores.
+
+    Raises:
+        DataError: k is larger than the gallery, or features have NaN.
+    """
+    query_rows = torch.arange(len(queries)) if query_rows is None else query_rows
+    gallery_rows = torch.arange(len(gallery)) if gallery_rows is None else gallery_rows
+    if k > len(gallery_rows):
+        raise DataError(f"k={k} nearest neighbours of {len(gallery_rows)} gallery items; choose a smaller k")
+    dtype = torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
+
+    def read(source: Tensor, rows: Tensor, what: str) -> Tensor:
+        if metric == "cosine":
+            return unit_rows(source[rows], what, rows=rows, dtype=dtype)
+        return finite_rows(source[rows], what, rows=rows).to(dtype)
+
+    scores = torch.empty(len(query_rows), k, dtype=dtype)
+    places = torch.empty(len(query_rows), k, dtype=torch.int64)
+    for q in blocks(len(query_rows), block_rows):
+        x = read(queries, query_rows[q], "the queries")
+        half = None if metric == "cosine" else x.square().sum(1, keepdim=True) / 2
+        best, at = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
+        for g in blocks(len(gallery_rows), block_rows):
+            y = read(gallery, gallery_rows[g], "the gallery")
+            s = x @ y.T
+            if half is not None:
+                s -= half + y.square().sum(1) / 2
+            top, index = s.topk(min(k, s.shape[1]), dim=1)
+            index, order = index.sort(dim=1)
+            best, at = torch.cat([best, top.gather(1, order)], 1), torch.cat([at, index + g.start], 1)
+            best, order = best.sort(dim=1, descending=True, stable=True)
+            best, at = best[:, :k], at.gather(1, order)[:, :k]
+        scores[q], places[q] = best, at
+    return scores, places
+
+
+def vote(scores: Tensor, labels: Tensor, n_classes: int, *, temperature: float | None) -> Tensor:
+    """Return (n, n_classes) float64 votes of neighbours with (n, k) scores and labels.
+
+    Args:
+        scores: of the neighbours.
+        labels: of the neighbours, int64.
+        n_classes: number of classes.
+        temperature: each neighbour votes exp(score/temperature), as in DINO; None: each votes 1.
+    """
+    if temperature is None:
+        weights = torch.ones_like(scores, dtype=torch.float64)
+    else:
+        weights = ((scores - scores.amax(1, keepdim=True)).double() / temperature).exp()
+    return torch.zeros(len(scores), n_classes, dtype=torch.float64).scatter_add_(1, labels, weights)
+
+
+class KNN(Probe):
+    """k-nearest-neighbour classification.
+
+    Figures: ``<k>nn_accuracy`` for every k; and with the k that is best on the validation split (the smallest of
+    equally good ones), or the only one, ``accuracy`` and ``mean_per_class_accuracy``; it is recorded as ``selected_k``.
+    Ties between classes go to the lowest class index, between neighbours to the earlier row.
+
+    Args:
+        ks: numbers of neighbours.
+        temperature: neighbours vote exp(similarity/temperature); None: all alike.
+        metric: ``"cosine"`` or ``"euclidean"``.
+        refit: whether the validation items join the gallery once k is chosen.
+        label_sets: names, or None for every single-label set.
+        modalities: of the items.
+        split: the split that is classified.
+        extra_splits: further splits that are classified with the same gallery and k.
+        block_rows: rows of queries and gallery in one tile.
+    """
+
+    name = "knn"
+
+    def __init__(
+        self,
+        *,
+        ks: Sequence[int] = (1, 5, 10, 20),
+        temperature: float | None = 0.07,
+        metric: Literal["cosine", "euclidean"] = "cosine",
+        refit: bool = True,
+        label_sets: Sequence[str] | None = None,
+        modalities: Sequence[Modality] = ("image",),
+        split: str = TEST,
+        extra_splits: Sequence[str] = (),
+        block_rows: int = 2048,
+    ) -> None:
+        if temperature is not None:
+            check_positive("temperature", temperature)
+        check_choice("metric", metric, METRICS)
+        check_positive("block_rows", block_rows, integer=True)
+        self.ks = check_counts("ks", ks)
+        self.temperature = temperature
+        self.metric = metric
+        self.refit = refit
+        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
+        self.modalities = check_modalities(modalities)
+        self.splits = [split, *extra_splits]
+        self.block_rows = block_rows
+
+    def applies(self, space: EmbeddingSpace) -> bool:
+        """Whether it has labelled training and test items of a modality."""
+        return bool(self._modalities(space)) and bool(self._chosen(space))
+
+    def _modalities(self, space: EmbeddingSpace) -> list[Modality]:
+        return [m for m in self.modalities if Part(TRAIN, m) in space and Part(self.splits[0], m) in space]
+
+    def _chosen(self, space: EmbeddingSpace) -> list[str]:
+        return [
+            name
+            for name, label_set in space.info.label_sets.items()
+            if (not label_set.multilabel if self.label_sets is None else name in self.label_sets)
+        ]
+
+    def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
+        """Measure; nothing is random, so ``seed`` changes nothing.
+
+        Raises:
+            DataError: a class has no training item, k is larger than the gallery, or features have NaN.
+        """
+        for name in self.label_sets or []:
+            if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
+                usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
+                raise DataError(f"k-NN needs single-label sets; {name!r} is not one of {usable}")
+        figures: list[Figure] = []
+        for modality in self._modalities(space):
+            for name in self._chosen(space):
+                figures += self._evaluate(space, name, modality)
+        return ProbeResult(
+            figures,
+            {
+                "metric": self.metric,
+                "weights": "uniform" if self.temperature is None else "softmax",
+                "temperature": "" if self.temperature is None else self.temperature,
+                "grid": self.ks,
+                "refit": self.refit,
+                "ties": "lowest class index; earlier neighbour",
+            },
+        )
+
+    def _evaluate(self, space: EmbeddingSpace, name: str, modality: Modality) -> list[Figure]:
+        label_set = space.info.label_sets[name]
+        rows, labels = labelled(space, TRAIN, modality, name)
+        check_every_class(labels, label_set.classes)
+        gallery = space[Part(TRAIN, modality)]
+        protocol: dict[str, Any] = {"n_train": len(rows), "n_classes": len(label_set.classes)}
+        selected, has_val = self.ks[0], Part(VAL, modality) in space and VAL in label_set.labels
+        if len(self.ks) > 1:
+            if not has_val:
+                raise DataError(
+                    f"k is chosen among {self.ks} on the validation split, but {space.info.name!r} has no {modality} "
+                    f"items there with labels of {name!r}; give one k"
+                )
+            correct, truth = self._correct(space, VAL, modality, name, gallery, rows, labels)
+            hits = {k: int(c.sum()) for k, c in correct.items()}
+            selected = max(self.ks, key=lambda k: (hits[k], -k))
+            protocol |= {"selected_on": VAL, "val_accuracy": hits[selected] / len(truth)}
+        protocol["selected_k"] = selected
+        if self.refit and has_val:
+            more, more_labels = labelled(space, VAL, modality, name)
+            gallery = torch.cat([gallery[rows], space[Part(VAL, modality)][more]])
+            rows, labels = torch.arange(len(gallery)), torch.cat([labels, more_labels])
+            protocol["n_train"] = len(rows)
+        figures: list[Figure] = []
+        for split in self.splits:
+            if split != self.splits[0] and split not in label_set.labels:
+                continue
+            correct, truth = self._correct(space, split, modality, name, gallery, rows, labels)
+            shared = {**protocol, "split": split, "n_test": len(truth)}
+            figures += accuracy_figures(correct[selected], truth, modality=modality, label_set=name, protocol=shared)
+            for k, right in correct.items():
+                hits_of_k = right.float()
+                value = float(hits_of_k.double().mean())
+                figures.append(Figure(f"{k}nn_accuracy", value, modality, name, shared, hits_of_k))
+        return figures
+
+    def _correct(
+        self,
+        space: EmbeddingSpace,
+        split: str,
+        modality: Modality,
+        name: str,
+        gallery: Tensor,
+        gallery_rows: Tensor,
+        gallery_labels: Tensor,
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        rows, truth = labelled(space, split, modality, name)
+        scores, places = nearest(
+            space[Part(split, modality)],
+            gallery,
+            self.ks[-1],
+            metric=self.metric,
+            query_rows=rows,
+            gallery_rows=gallery_rows,
+            block_rows=self.block_rows,
+        )
+        neighbours = gallery_labels[places]
+        classes = len(space.info.label_sets[name].classes)
+        return {
+            k: decide(vote(scores[:, :k], neighbours[:, :k], classes, temperature=self.temperature)) == truth
+            for k in self.ks
+        }, truth

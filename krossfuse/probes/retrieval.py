@@ -1,0 +1,182 @@
+"""Retrieval between images and texts, both ways, with several captions an image, in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from krossfuse.data.base import TEST, Part
+from krossfuse.errors import DataError, check_choice, check_positive
+from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.probes.rows import SIMILARITIES, blocks, check_counts, similarity_rows
+
+TIE = 1e-7
+"""Similarities nearer than this, relative to the RMS of the true pairs', are equal: the earlier row comes first."""
+
+
+@dataclass(frozen=True)
+class RetrievalRanks:
+    """Where the true items come in each ranking, 0 the first.
+
+    Attributes:
+        of_text: (n_texts,) int64, the rank of each text among all texts, for its own image as the query.
+        of_image: (n_texts,) int64, the rank of its image among all images, for each text as the query.
+    """
+
+    of_text: Tensor
+    of_image: Tensor
+
+
+@torch.no_grad()
+def retrieval_ranks(
+    images: Tensor,
+    texts: Tensor,
+    caption_of: Tensor,
+    *,
+    similarity: Literal["dot", "cosine"] = "dot",
+    block_rows: int = 1024,
+) -> RetrievalRanks:
+    """Rank every image against every text; at most ``block_rows`` squared similarities exist at once.
+
+    Args:
+        images: (n_images, dim).
+        texts: (n_texts, dim).
+        caption_of: (n_texts,) int64, the image of each text.
+        similarity: ``"dot"`` or ``"cosine"``.
+        block_rows: rows of images and of texts in one tile.
+
+    Raises:
+        DataError: features have NaN.
+    """
+    n_images, n_texts = len(images), len(texts)
+    own = torch.empty(n_texts, dtype=torch.float64)
+    for t in blocks(n_texts, block_rows):
+        x = similarity_rows(images[caption_of[t]], "the images", similarity, rows=caption_of[t])
+        own[t] = (x * similarity_rows(texts[t], "the texts", similarity, rows=torch.arange(t.start, t.stop))).sum(1)
+    tie = TIE * own.square().mean().sqrt()
+    of_text = torch.zeros(n_texts, dtype=torch.int64)
+    of_image = torch.zeros(n_texts, dtype=torch.int64)
+    # Captions sorted by image: those of one block of images are one slice.
+    order = torch.argsort(caption_of, stable=True)
+    first = torch.searchsorted(caption_of[order], torch.arange(n_images + 1))
+    for i in blocks(n_images, block_rows):
+        image_rows = torch.arange(i.start, i.stop)
+        x = similarity_rows(images[i], "the images", similarity, rows=image_rows)
+        mine = order[int(first[i.start]) : int(first[i.stop])]
+        for t in blocks(n_texts, block_rows):
+            text_rows = torch.arange(t.start, t.stop)
+            s = x @ similarity_rows(texts[t], "the texts", similarity, rows=text_rows).T
+            of_image[t] += _before(s, own[t][None, :], tie, image_rows[:, None] < caption_of[t][None, :]).sum(0)
+            for m in blocks(len(mine), block_rows):
+                pairs = mine[m]
+                row = s[caption_of[pairs] - i.start]
+                of_text[pairs] += _before(row, own[pairs][:, None], tie, text_rows[None, :] < pairs[:, None]).sum(1)
+    return RetrievalRanks(of_text, of_image)
+
+
+def _before(s: Tensor, own: Tensor, tie: Tensor, earlier: Tensor) -> Tensor:
+    return (s > own + tie) | ((s >= own - tie) & earlier)
+
+
+class Retrieval(Probe):
+    """Image-text retrieval: ``recall@k``, ``median_rank`` and ``map`` (mean average precision) both ways.
+
+    ``image->text``: the query is an image that has a caption, the gallery all texts of the split; a hit is any of its
+    captions among the first k (the rule of Flickr30k and MSCOCO), its rank that of the first. ``text->image``: the
+    query is a text, the gallery all images. Equally similar items rank in the order of their rows. Ranks start at 1.
+
+    Args:
+        ks: of recall@k.
+        similarity: ``"dot"`` (the fused kernel) or ``"cosine"``.
+        split: the split whose images and texts are ranked.
+        block_rows: rows of images and of texts in one tile of similarities.
+    """
+
+    name = "retrieval"
+
+    def __init__(
+        self,
+        *,
+        ks: Sequence[int] = (1, 5, 10),
+        similarity: Literal["dot", "cosine"] = "dot",
+        split: str = TEST,
+        block_rows: int = 1024,
+    ) -> None:
+        check_choice("similarity", similarity, SIMILARITIES)
+        check_positive("block_rows", block_rows, integer=True)
+        self.ks = check_counts("ks", ks)
+        self.similarity = similarity
+        self.split = split
+        self.block_rows = block_rows
+
+    def applies(self, space: EmbeddingSpace) -> bool:
+        """Whether the split has images and texts in this space, and says which text describes which image."""
+        both = Part(self.split, "image") in space and Part(self.split, "text") in space
+        return both and self.split in space.info.caption_of
+
+    def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
+        """Measure; nothing is random, so ``seed`` changes nothing.
+
+        Raises:
+            DataError: a caption has no image, k is larger than the gallery, or features have NaN.
+        """
+        images, texts = space[Part(self.split, "image")], space[Part(self.split, "text")]
+        caption_of = space.info.caption_of[self.split].long()
+        if len(caption_of) != len(texts):
+            raise DataError(
+                f"{space.info.name!r} says for {len(caption_of)} texts of {self.split!r} which image they describe, "
+                f"but the embedding has {len(texts)}"
+            )
+        lost = ((caption_of < 0) | (caption_of >= len(images))).nonzero().flatten()
+        if len(lost):
+            raise DataError(
+                f"text {int(lost[0])} of {self.split!r} describes image {int(caption_of[lost[0]])}, but there are "
+                f"images 0 ... {len(images) - 1} ({len(lost)} captions without an image)"
+            )
+        for gallery, n in (("images", len(images)), ("texts", len(texts))):
+            if self.ks[-1] > n:
+                raise DataError(
+                    f"recall@{self.ks[-1]} needs a gallery of as many {gallery}, but {self.split!r} has {n}"
+                )
+        ranks = retrieval_ranks(images, texts, caption_of, similarity=self.similarity, block_rows=self.block_rows)
+        shared = {"split": self.split, "n_images": len(images), "n_texts": len(texts)}
+        first, precision = _by_image(ranks.of_text, caption_of, len(images))
+        figures = [
+            *self._figures(first, precision, "image->text", {**shared, "n_test": len(first)}),
+            *self._figures(
+                ranks.of_image, 1 / (1 + ranks.of_image.double()), "text->image", {**shared, "n_test": len(texts)}
+            ),
+        ]
+        return ProbeResult(figures, {"similarity": self.similarity, "ties": "the earlier row first"})
+
+    def _figures(self, first: Tensor, precision: Tensor, direction: str, protocol: dict[str, Any]) -> list[Figure]:
+        figures = []
+        for k in self.ks:
+            hits = (first < k).float()
+            figures.append(
+                Figure(f"recall@{k}", float(hits.double().mean()), direction, protocol=protocol, per_item=hits)
+            )
+        middle = float((first.double() + 1).quantile(0.5))
+        return [
+            *figures,
+            Figure("median_rank", middle, direction, protocol=protocol),
+            Figure("map", float(precision.mean()), direction, protocol=protocol, per_item=precision.float()),
+        ]
+
+
+def _by_image(rank: Tensor, caption_of: Tensor, n_images: int) -> tuple[Tensor, Tensor]:
+    """Return, for each image with a caption, the rank of its first caption and the average precision of all."""
+    order = rank.argsort(stable=True)
+    order = order[caption_of[order].argsort(stable=True)]
+    image, rank = caption_of[order], rank[order]
+    counts = torch.bincount(image, minlength=n_images)
+    start = counts.cumsum(0) - counts
+    nth = torch.arange(len(image)) - start[image]
+    precision = torch.zeros(n_images, dtype=torch.float64)
+    precision.index_add_(0, image, (nth + 1) / (rank.double() + 1))
+    queries = counts > 0
+    return rank[start[queries]], precision[queries] / counts[queries]
