@@ -7,6 +7,8 @@ from typing import Any
 
 # Where each public name lives; loaded when first used, so that a configuration can name one probe at no cost.
 _HOME = {
+    "Agreement": "agreement",
+    "Clustering": "clustering",
     "KNN": "knn",
     "Retrieval": "retrieval",
     "ZeroShot": "zero_shot",

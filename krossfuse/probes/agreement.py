@@ -1,0 +1,133 @@
+"""How far a fused space keeps the cross-modal one: similarities, decisions, modality gap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from krossfuse.data.base import TEST, Part
+from krossfuse.errors import DataError, check_choice, check_positive
+from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.probes.rows import SIMILARITIES, blocks, similarity_rows, unit_rows
+from krossfuse.probes.zero_shot import ZeroShot
+
+PROMPTS = "prompts/"
+_BLOCK = 4096
+
+
+def modality_gap(images: Tensor, texts: Tensor) -> float:
+    """Return the distance between the mean normalised image and the mean normalised text (Liang et al. 2022).
+
+    >>> round(modality_gap(torch.eye(2), torch.tensor([[0.0, 3.0]])), 4)
+    0.7071
+    """
+
+    def mean(x: Tensor, what: str) -> Tensor:
+        total = torch.zeros(x.shape[1], dtype=torch.float64)
+        for b in blocks(len(x), _BLOCK):
+            total += unit_rows(x[b], what, rows=torch.arange(b.start, b.stop)).sum(0)
+        return total / len(x)
+
+    return float((mean(images, "the images") - mean(texts, "the texts")).norm())
+
+
+def row_spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the (n,) Spearman correlations of the rows of two (n, m) arrays; NaN where a row is constant."""
+    from scipy.stats import rankdata
+
+    x, y = (rankdata(v, axis=1) for v in (a, b))
+    x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))
+    norms = np.sqrt((x * x).sum(1) * (y * y).sum(1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        out: NDArray[np.float64] = (x * y).sum(1) / norms
+    return out
+
+
+class Agreement(Probe):
+    """Agreement of an embedding with the cross-modal encoder's own (``space.reference``).
+
+    Figures: ``spearman``, the rank correlation of image-text similarities in the two spaces: ``image-text`` over all
+    pairs together, ``image->text`` the mean over images of the correlation over texts, ``text->image`` the other way;
+    ``zero_shot_agreement``, the share of equal zero-shot decisions, by label set and prompt set; ``modality_gap`` of
+    the fused (``space: fused``) and the cross-modal embedding (``space: cross_modal``), see :func:`modality_gap`.
+    Texts are those of the split or, where it has none, all class texts.
+
+    Args:
+        similarity: in the fused space, ``"dot"`` (the fused kernel) or ``"cosine"``; in the reference always cosine.
+        split: whose items are compared.
+        max_items: at most this many images and as many texts, drawn by the seed, enter the rank correlations.
+    """
+
+    name = "agreement"
+
+    def __init__(
+        self, *, similarity: Literal["dot", "cosine"] = "dot", split: str = TEST, max_items: int = 1000
+    ) -> None:
+        check_choice("similarity", similarity, SIMILARITIES)
+        check_positive("max_items", max_items, integer=True)
+        self.similarity = similarity
+        self.split = split
+        self.max_items = max_items
+        self.zero_shot = ZeroShot(similarity=similarity, split=split)
+
+    def _texts(self, space: EmbeddingSpace) -> list[Part]:
+        own = Part(self.split, "text")
+        if own in space and own in space.reference:
+            return [own]
+        return sorted(p for p in space.parts if p.split.startswith(PROMPTS) and p in space.reference)
+
+    def applies(self, space: EmbeddingSpace) -> bool:
+        """Whether images and texts are both in this space and in the reference."""
+        images = Part(self.split, "image")
+        return images in space and images in space.reference and bool(self._texts(space))
+
+    def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
+        """Measure; ``seed`` decides which items enter the rank correlations.
+
+        Raises:
+            DataError: the space has no reference, or features have NaN.
+        """
+        if not self.applies(space):
+            raise DataError(
+                f"agreement needs images and texts of {self.split!r} in the fused and in the cross-modal space; fused "
+                f"has {[str(p) for p in sorted(space.parts)]}, cross-modal {[str(p) for p in sorted(space.reference)]}"
+            )
+        images, texts = Part(self.split, "image"), self._texts(space)
+        generator = torch.Generator().manual_seed(seed)
+        n_texts = sum(len(space[part]) for part in texts)
+        image_rows = _sample(len(space[images]), self.max_items, generator)
+        text_rows = _sample(n_texts, self.max_items, generator)
+
+        def similarities(parts: Mapping[Part, Tensor], similarity: str) -> NDArray[np.float64]:
+            x = similarity_rows(parts[images][image_rows], images, similarity, rows=image_rows)
+            t = similarity_rows(torch.cat([parts[p] for p in texts])[text_rows], "texts", similarity, rows=text_rows)
+            values: NDArray[np.float64] = (x @ t.T).numpy()
+            return values
+
+        fused, own = similarities(space.parts, self.similarity), similarities(space.reference, "cosine")
+        shared: dict[str, Any] = {"split": self.split, "n_images": len(image_rows), "n_texts": len(text_rows)}
+        together = float(row_spearman(fused.reshape(1, -1), own.reshape(1, -1))[0])
+        figures = [Figure("spearman", together, "image-text", protocol=shared)]
+        for direction, a, b in (("image->text", fused, own), ("text->image", fused.T, own.T)):
+            each = torch.from_numpy(row_spearman(a, b))
+            figures.append(Figure("spearman", float(each.mean()), direction, protocol=shared, per_item=each.float()))
+        for name, parts in (("fused", space.parts), ("cross_modal", space.reference)):
+            gap = modality_gap(parts[images], torch.cat([parts[p] for p in texts]))
+            figures.append(Figure("modality_gap", gap, "image-text", protocol={"split": self.split, "space": name}))
+        if self.zero_shot.applies(space):
+            figures += [
+                Figure("zero_shot_agreement", f.value, f.modality, f.label_set, f.protocol, f.per_item)
+                for f in self.zero_shot.evaluate(space, seed=seed).figures
+                if f.metric == "agreement"
+            ]
+        texts_are = "split" if texts == [Part(self.split, "text")] else "class texts"
+        return ProbeResult(figures, {"similarity": self.similarity, "texts": texts_are, "max_items": self.max_items})
+
+
+def _sample(n: int, most: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(n, generator=generator)[:most].sort().values
