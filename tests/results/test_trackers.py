@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import csv
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from krossfuse.errors import ConfigError
+from krossfuse.results.records import Record, read_run
+from krossfuse.results.trackers import CsvTracker, NoTracker, Tracker, WandbTracker, metric_key
+
+RECORD = Record("openmoji", "pair", "rp_krossfuse", 64, "few_shot", "accuracy", "image", 3, 0.625, label_set="group")
+SHOT = {"shots": 4, "form": "I+T", "subset_seed": 1, "split": "test"}
+
+
+def wandb_records(folder: Path) -> list[Any]:
+    """Read a W&B offline run back, once W&B's service has written its end (it does so after ``finish`` returns)."""
+    for _ in range(100):
+        found = scan(folder)
+        if any(record.HasField("exit") for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"the W&B run in {folder} was not closed")
+
+
+def scan(folder: Path) -> list[Any]:
+    """Read a W&B offline run back: a LevelDB log (blocks of 32 KiB, records in fragments) of protocol buffers."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    content, block, at = path.read_bytes(), 32768, 7
+    assert content.startswith(b":W&B")
+    found, fragments = [], b""
+    while at + 7 <= len(content):
+        if block - at % block < 7:
+            at += block - at % block
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        fragments += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last fragment of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(fragments)
+            found.append(record)
+            fragments = b""
+    return found
+
+
+def picture(folder: Path) -> Path:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "red").save(folder / "heat.png")
+    return folder / "heat.png"
+
+
+def test_a_figures_name_holds_what_sets_it_apart() -> None:
+    shot = Record(**{**RECORD.__dict__, "protocol": SHOT})
+    assert metric_key(RECORD) == "few_shot/accuracy/image/group"
+    assert metric_key(shot) == "few_shot/accuracy/image/group/shots=4/form=I+T/subset_seed=1"
+
+
+def test_wandb_holds_config_summary_table_and_picture(tmp_path: Path) -> None:
+    tracker = WandbTracker(project="proj", tags=["a"])
+    with tracker.run(tmp_path, {"seed": 3, "fusion": {"dim": 64}}, name="job 0", group="sweep", tags=["b"]) as run:
+        run.log_records([RECORD])
+        run.log_table("board", pd.DataFrame({"method": ["x", "y"], "value": [0.1, 0.2]}))
+        run.log_figures([picture(tmp_path)])
+    records = wandb_records(tmp_path)
+    (started,) = [r.run for r in records if r.HasField("run")][:1]
+    assert (started.project, started.run_group, started.display_name) == ("proj", "sweep", "job 0")
+    assert set(started.tags) == {"a", "b"}
+    config = {u.key: u.value_json for r in records if r.HasField("config") for u in r.config.update}
+    assert config["seed"] == "3"
+    summary = {
+        "/".join(u.nested_key) or u.key: u.value_json
+        for r in records
+        if r.HasField("summary")
+        for u in r.summary.update
+    }
+    assert summary["few_shot/accuracy/image/group"] == "0.625"
+    logged = {i.key or "/".join(i.nested_key) for r in records if r.HasField("history") for i in r.history.item}
+    assert {"records", "board", "heat"} <= {name.split("/")[0] for name in logged}
+    assert [r.exit.exit_code for r in records if r.HasField("exit")] == [0]
+
+
+def test_wandb_closes_a_failed_job_with_exit_code_1_and_the_next_starts_afresh(tmp_path: Path) -> None:
+    tracker = WandbTracker()
+    with pytest.raises(RuntimeError, match="boom"), tracker.run(tmp_path / "0", {}, name="0", group="s"):
+        raise RuntimeError("boom")
+    with tracker.run(tmp_path / "1", {}, name="1", group="s") as run:
+        run.log_records([RECORD])
+    first, second = wandb_records(tmp_path / "0"), wandb_records(tmp_path / "1")
+    assert [r.exit.exit_code for r in first if r.HasField("exit")] == [1]
+    assert [r.exit.exit_code for r in second if r.HasField("exit")] == [0]
+    ids = [next(r.run.run_id for r in records if r.HasField("run")) for records in (first, second)]
+    assert ids[0] != ids[1]
+
+
+def test_wandb_online_without_an_account_says_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    tracker = WandbTracker(mode="online")
+    with (
+        pytest.raises(ConfigError, match=r"logger\.mode=offline needs no account"),
+        tracker.run(tmp_path, {}, name="x"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"mode": "offlin"}, "did you mean 'offline'"), ({"project": ""}, "project"), ({"tags": "a"}, "must be a list")],
+)
+def test_wandb_refuses_bad_values_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        WandbTracker(**options)
+
+
+def test_csv_writes_every_figure_and_the_exit_code(tmp_path: Path) -> None:
+    with CsvTracker().run(tmp_path, {"fusion": {"dim": 64}}, name="job", group="sweep") as run:
+        run.log_records([RECORD])
+        run.log_table("board", pd.DataFrame({"a": [1]}))
+        run.log_figures([picture(tmp_path)])
+    rows = dict(csv.reader((tmp_path / "tracker" / "metrics.csv").open()))
+    assert rows["few_shot/accuracy/image/group"] == "0.625"
+    assert rows["config/fusion.dim"] == "64"
+    assert rows["exit_code"] == "0"
+    assert (tmp_path / "tracker" / "board.csv").read_text() == "a\n1\n"
+    assert (tmp_path / "tracker" / "heat.png").is_file()
+
+
+def test_csv_closes_a_failed_job_with_exit_code_1(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), CsvTracker().run(tmp_path, {}, name="job"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "tracker" / "metrics.csv").read_text().endswith("exit_code,1\n")
+
+
+def test_no_tracker_writes_nothing(tmp_path: Path) -> None:
+    with NoTracker().run(tmp_path, {}, name="job") as run:
+        run.log_records([RECORD])
+        assert run.lightning_logger() is False
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["wandb", "csv", "none"])
+def test_every_logger_config_builds_a_tracker(name: str, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra.utils import instantiate
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    tracker = instantiate(OmegaConf.load(repository / "conf" / "logger" / f"{name}.yaml"))
+    assert isinstance(tracker, Tracker)
+    assert getattr(tracker, "mode", "offline") == "offline"
+
+
+@pytest.mark.slow
+def test_lightning_logs_into_the_same_run(tmp_path: Path) -> None:
+    for tracker in (WandbTracker(), CsvTracker()):
+        with tracker.run(tmp_path / type(tracker).__name__, {}, name="job") as run:
+            logger = run.lightning_logger()
+            assert logger
+            logger.log_metrics({"loss": 0.5}, step=1)
+            logger.save()
+    history = [r.history for r in wandb_records(tmp_path / "WandbTracker") if r.HasField("history")]
+    assert any((i.key or i.nested_key[0]) == "loss" for h in history for i in h.item)
+    assert "0.5" in next((tmp_path / "CsvTracker").rglob("lightning/**/metrics.csv")).read_text()
+
+
+def test_wandb_folders_are_no_run_folders(tmp_path: Path, quickstart: Path) -> None:
+    with WandbTracker().run(quickstart / "0", {"a": 1}, name="job"):
+        pass
+    assert len(read_run(quickstart / "0").records) == 4
