@@ -52,7 +52,7 @@ PRIMARY = (
 )
 """Metrics that the terminal's table shows; a probe that has none of them shows its first."""
 
-PERCENT = ("accuracy", "mean_per_class", "top5", "recall@", "map", "nmi", "ami", "ari", "agreement", "f1")
+PERCENT = ("accuracy", "recall@", "map", "nmi", "ami", "ari", "agreement", "f1")
 LOWER_IS_BETTER = ("median_rank", "rank", "error", "rmse", "modality_gap")
 
 INTERVAL_MARK = {"subsets": "", "seeds": "", "items": "*", "none": ""}
@@ -68,7 +68,7 @@ def display_name(name: str) -> str:
 
 def is_percent(metric: str) -> bool:
     """Whether a metric is a fraction that is shown in percent."""
-    return metric.startswith(PERCENT)
+    return any(name in metric for name in PERCENT)
 
 
 def lower_is_better(metric: str) -> bool:
@@ -79,7 +79,7 @@ def lower_is_better(metric: str) -> bool:
 def format_value(metric: str, value: float, half_width: float = float("nan"), mark: str = "") -> str:
     """Write a value with its interval in the metric's unit.
 
-    >>> format_value("accuracy", 0.6125, 0.0081)
+    >>> format_value("accuracy", 0.6124, 0.0081)
     '61.2 ±0.8'
     >>> format_value("median_rank", 3.0)
     '3.00'
