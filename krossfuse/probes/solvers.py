@@ -1,0 +1,867 @@
+"""Solvers of the linear probes: logistic regression and ridge, in torch alone, on CPU or GPU.
+
+The logistic objective is scikit-learn's ``LogisticRegression``: ``C·Σᵢ sᵢ·lossᵢ + ½‖W‖²``, intercept unpenalised;
+softmax for three classes or more, one logistic for two, a logistic a class where labels are multilabel. L-BFGS
+minimises it in full batch in its mean form ``(1/S)·Σ sᵢ·lossᵢ + (λ/2)·‖W‖²`` with ``S = Σ sᵢ``, ``λ = 1/(C·S)``, whose
+gradient scikit-learn's ``tol`` bounds too. What makes it fast:
+
+* A preconditioner. At W = 0 the Hessian of class k with prior π_k is ``π_k(1 − π_k)·Σ + λ``, Σ the features'
+  covariance; its leading eigenpairs (a randomised Nyström sketch, arXiv 2110.02820) invert it for all classes, all C.
+* One pass over the rows serves every label set and every C that is being solved: their weights stand side by side in
+  one matrix product, 4·n·d·(columns) operations for objective and gradient.
+* A path: C ascending, each solution extrapolated from the last two in log C, with the curvature pairs that L-BFGS
+  has gathered carried over (the change of λ corrects them exactly).
+* Few rows are rotated: L2 is invariant to rotation, so n ≤ d rows are n rows in n dimensions or fewer, in the
+  eigenvectors of the Gram matrix, where the preconditioner is diagonal. A kernel matrix is solved by the same code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from krossfuse.errors import ConfigError, DataError, check_positive
+
+_BLOCK_VALUES = 1 << 24  # in one block of rows: 64 MB of float32
+_HISTORY = 20
+_SKETCH_RANK = 256
+_SKETCH_ROWS = 2560
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One label set to be fitted.
+
+    Attributes:
+        labels: (n,) or (batch, n) int64, -1 where a row has no label; or (n, K) or (batch, n, K) bool if multilabel.
+        n_classes: K, 2 or more (1 or more if multilabel).
+        multilabel: fit one logistic a class.
+        weight: like ``labels`` without K: s, the rows' non-negative weights; None is 1 each. 0 leaves a row out.
+    """
+
+    labels: Tensor
+    n_classes: int
+    multilabel: bool = False
+    weight: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LogisticFit:
+    """Solutions of one label set, one for each C (and each problem of a batch, in front).
+
+    Attributes:
+        weights: (..., n_C, K, d); of a kernel matrix (..., n_C, K, n), the dual coefficients.
+        intercepts: (..., n_C, K).
+        objective: (..., n_C) float64, ``C·Σ s·loss + ½‖W‖²``.
+        gradient: (..., n_C) float64, the largest entry of the gradient over its largest at W = 0.
+        iterations: (..., n_C) int64, accepted steps.
+        converged: (..., n_C) bool, ``gradient <= tol``; False where ``max_iter`` or the precision ended it.
+        passes: evaluations of objective and gradient, in which label sets share.
+    """
+
+    weights: Tensor
+    intercepts: Tensor
+    objective: Tensor
+    gradient: Tensor
+    iterations: Tensor
+    converged: Tensor
+    passes: int
+
+    def at(self, index: int) -> LogisticFit:
+        """Return the solution of the ``index``-th C of an unbatched fit, without the axis of C."""
+        one = {name: getattr(self, name)[index] for name in list(self.__dataclass_fields__)[:-1]}
+        return LogisticFit(**one, passes=self.passes)
+
+
+@torch.no_grad()
+def fit_logistic(
+    x: Tensor,
+    targets: Target | Sequence[Target],
+    *,
+    C: Sequence[float],
+    tol: float = 1e-3,
+    max_iter: int = 1000,
+    fit_intercept: bool = True,
+    path: bool = True,
+    block_rows: int | None = None,
+    device: torch.device | str | None = None,
+) -> list[LogisticFit]:
+    """Fit every label set at every C on the same rows.
+
+    Args:
+        x: (n, d), read in blocks of rows, so it may lie over a memory map larger than memory.
+        targets: the label sets, solved together; unbatched.
+        C: inverse strengths of regularisation, in any order.
+        tol: bound on the gradient's largest entry, relative to its largest at W = 0 (with intercepts at the priors).
+        max_iter: accepted steps at most.
+        fit_intercept: fit an unpenalised intercept.
+        path: solve C ascending, each from the last; else all at once, which needs the fewest passes over ``x``.
+        block_rows: rows in memory at once; None is some 64 MB of them.
+        device: where to compute; None is where ``x`` is.
+
+    Returns:
+        One :class:`LogisticFit` a target, weights on the device and in the dtype of ``x`` (float32 if it is half).
+
+    Example:
+        >>> x = torch.eye(3).repeat(4, 1)
+        >>> fit, = fit_logistic(x, Target(torch.arange(3).repeat(4), 3), C=[1.0, 100.0])
+        >>> fit.weights.shape, (x @ fit.weights[0].T).argmax(1).tolist()[:3]
+        (torch.Size([2, 3, 3]), [0, 1, 2])
+    """
+    targets = [targets] if isinstance(targets, Target) else list(targets)
+    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    where = torch.device(x.device if device is None else device)
+    batched = [replace(t, labels=t.labels[None], weight=None if t.weight is None else t.weight[None]) for t in targets]
+    n, d = x.shape
+    if 2 * n <= d:
+        inner = x.to(where, dtype)[None]
+        fits = [_fit_rotated(inner, t, C, tol, max_iter, fit_intercept, path) for t in batched]
+    else:
+        rows = _Rows(x[None], where, dtype, block_rows)
+        prepared = [_Prepared.of(t, rows, fit_intercept) for t in batched]
+        fits = _solve(rows, prepared, _nystrom(rows, centred=fit_intercept), C, tol, max_iter, path)
+    return [_unbatched(fit, x.device) for fit in fits]
+
+
+@torch.no_grad()
+def fit_logistic_batch(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    n_classes: int,
+    C: Sequence[float],
+    weight: Tensor | None = None,
+    tol: float = 1e-3,
+    max_iter: int = 1000,
+    fit_intercept: bool = True,
+    path: bool = True,
+) -> LogisticFit:
+    """Fit many small problems (subsets, seeds, shots) at every C, together.
+
+    Args:
+        x: (batch, n, d) the rows of each problem, padded to the same n.
+        labels: (batch, n) int64; -1 marks padding.
+        n_classes: K, the same for all.
+        C: inverse strengths of regularisation, in any order.
+        weight: (batch, n) non-negative weights of the rows; None is 1 each.
+        tol: see :func:`fit_logistic`.
+        max_iter: see :func:`fit_logistic`.
+        fit_intercept: see :func:`fit_logistic`.
+        path: see :func:`fit_logistic`.
+
+    Returns:
+        ``weights`` (batch, n_C, K, d), ``intercepts`` (batch, n_C, K), and so on.
+    """
+    target = Target(labels, n_classes, weight=weight)
+    return _fit_rotated(x, target, C, tol, max_iter, fit_intercept, path)
+
+
+@torch.no_grad()
+def fit_kernel_logistic(
+    gram: Tensor,
+    target: Target,
+    *,
+    C: Sequence[float],
+    tol: float = 1e-3,
+    max_iter: int = 1000,
+    fit_intercept: bool = True,
+) -> LogisticFit:
+    """Fit kernel logistic regression in the dual: scores are ``k(·, rows) @ weights.T + intercepts``.
+
+    Equal to :func:`fit_logistic` on any explicit features whose inner products are ``gram``.
+
+    Args:
+        gram: (n, n) positive semi-definite kernel matrix of the training rows.
+        target: the labels, unbatched.
+        C: see :func:`fit_logistic`.
+        tol: see :func:`fit_logistic`.
+        max_iter: see :func:`fit_logistic`.
+        fit_intercept: see :func:`fit_logistic`.
+
+    Returns:
+        ``weights`` (n_C, K, n), the dual coefficients.
+    """
+    batched = replace(target, labels=target.labels[None], weight=None if target.weight is None else target.weight[None])
+    fit = _fit_dual(gram[None], batched, C, tol, max_iter, fit_intercept, True)
+    return _unbatched(fit, gram.device)
+
+
+@dataclass(frozen=True)
+class RidgeFit:
+    """Ridge regressions of t targets, one for each alpha.
+
+    Attributes:
+        weights: (n_alpha, t, d) float64; of a kernel matrix (n_alpha, t, n), the dual coefficients.
+        intercepts: (n_alpha, t) float64.
+    """
+
+    weights: Tensor
+    intercepts: Tensor
+
+
+@torch.no_grad()
+def fit_ridge(
+    x: Tensor,
+    y: Tensor,
+    *,
+    alphas: Sequence[float],
+    fit_intercept: bool = True,
+    block_rows: int | None = None,
+    device: torch.device | str | None = None,
+) -> RidgeFit:
+    """Minimise ``‖Y − XWᵀ − b‖² + alpha·‖W‖²`` for every alpha.
+
+    One eigendecomposition, of XᵀX or XXᵀ, whichever is smaller, serves all.
+
+    Args:
+        x: (n, d), read in blocks of rows.
+        y: (n, t) targets.
+        alphas: positive strengths of regularisation.
+        fit_intercept: fit an unpenalised intercept, as scikit-learn does, by centring.
+        block_rows: rows in memory at once; None is some 64 MB of them.
+        device: where to compute; None is where ``x`` is.
+
+    Returns:
+        Weights (n_alpha, t, d) in float64, on the device of ``x``.
+    """
+    for alpha in alphas:
+        check_positive("alpha", alpha)
+    where = torch.device(x.device if device is None else device)
+    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    n, d = x.shape
+    y = y.to(where, torch.float64)
+    if n <= d:
+        inner = x.to(where, torch.float64)
+        fit = fit_kernel_ridge(inner @ inner.T, y, alphas=alphas, fit_intercept=fit_intercept)
+        return RidgeFit((fit.weights @ inner).to(x.device), fit.intercepts.to(x.device))
+    rows = _Rows(x[None], where, dtype, block_rows)
+    ones = torch.ones(1, n, dtype=torch.float64, device=where)
+    mean = rows.mean(ones)[0].double() if fit_intercept else torch.zeros(d, dtype=torch.float64, device=where)
+    shift = y.mean(0) if fit_intercept else torch.zeros(y.shape[1], dtype=torch.float64, device=where)
+    gram = torch.zeros(d, d, dtype=torch.float64, device=where)
+    cross = torch.zeros(y.shape[1], d, dtype=torch.float64, device=where)
+    for part, block in rows:
+        centred = block[0] - mean.to(dtype)
+        gram += centred.T @ centred
+        cross += (y[part] - shift).to(dtype).T @ centred
+    values, vectors = torch.linalg.eigh(gram)
+    turned = cross @ vectors
+    strength = torch.tensor(list(alphas), dtype=torch.float64, device=where)[:, None, None]
+    weights = (turned / (values.clamp_min(0) + strength)) @ vectors.T
+    return RidgeFit(weights.to(x.device), (shift - weights @ mean).to(x.device))
+
+
+@torch.no_grad()
+def fit_kernel_ridge(gram: Tensor, y: Tensor, *, alphas: Sequence[float], fit_intercept: bool = True) -> RidgeFit:
+    """Solve ridge regression in the dual for every alpha by one eigendecomposition of the (n, n) kernel matrix.
+
+    Scores are ``k(·, rows) @ weights.T + intercepts``. Without intercept it is scikit-learn's ``KernelRidge``.
+
+    Args:
+        gram: (n, n) kernel matrix of the training rows.
+        y: (n, t) targets.
+        alphas: positive strengths of regularisation.
+        fit_intercept: fit an unpenalised intercept, by centring in feature space.
+    """
+    for alpha in alphas:
+        check_positive("alpha", alpha)
+    gram, y = gram.double(), y.to(gram.device, torch.float64)
+    shift = y.mean(0) if fit_intercept else y.new_zeros(y.shape[1])
+    centred = gram
+    if fit_intercept:
+        centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
+    values, vectors = torch.linalg.eigh(centred)
+    turned = (y - shift).T @ vectors
+    strength = torch.tensor(list(alphas), dtype=torch.float64, device=gram.device)[:, None, None]
+    dual = (turned / (values.clamp_min(0) + strength)) @ vectors.T
+    if fit_intercept:  # the residuals sum to zero, so do the coefficients: the centring needs no correction of them
+        dual = dual - dual.mean(2, keepdim=True)
+    return RidgeFit(dual, shift - dual @ gram.mean(0) if fit_intercept else shift.expand(len(alphas), -1).clone())
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Rows, read in blocks
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return (m, k) @ (n, k)ᵀ of float32 or float64 matrices.
+
+    On CPU in float32 by oneDNN where torch has it: on processors that MKL does not favour it is twice as fast.
+    """
+    if _ONEDNN is not None and a.device.type == "cpu" and a.dtype == torch.float32:
+        product: Tensor = _ONEDNN(a, b, None, "none", [], "")
+        return product
+    return a @ b.T
+
+
+class _Rows:
+    """The rows of a batch of problems, (batch, n, d), in blocks on the device of the computation."""
+
+    def __init__(self, x: Tensor, device: torch.device, dtype: torch.dtype, block_rows: int | None) -> None:
+        self.x, self.device, self.dtype = x, device, dtype
+        self.batch, self.n, self.d = x.shape
+        self.block_rows = block_rows or max(1, _BLOCK_VALUES // (self.batch * self.d))
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, self.n, self.block_rows):
+            part = slice(start, min(start + self.block_rows, self.n))
+            yield part, self.x[:, part].to(self.device, self.dtype)
+
+    def mean(self, weight: Tensor) -> Tensor:
+        """Return the (batch, d) mean of the rows under (batch, n) weights."""
+        total = torch.zeros(self.batch, self.d, dtype=torch.float64, device=self.device)
+        for part, block in self:
+            total += (weight[:, None, part].to(self.dtype) @ block)[:, 0]
+        return (total / weight.sum(1, keepdim=True).clamp_min(1e-300)).to(self.dtype)
+
+    @staticmethod
+    def scores(block: Tensor, weights: Tensor) -> Tensor:
+        """Return (batch, m, columns) of a block (batch, m, d) and weights (batch, columns, d)."""
+        if block.shape[0] == 1:
+            return _product(block[0], weights[0])[None]
+        return torch.bmm(block, weights.transpose(1, 2))
+
+    @staticmethod
+    def gather(residual: Tensor, block: Tensor) -> Tensor:
+        """Return (batch, columns, d): the sum over rows of residual (batch, m, columns) times row."""
+        if block.shape[0] == 1:
+            return _product(residual[0].T.contiguous(), block[0].T)[None]
+        return torch.bmm(residual.transpose(1, 2), block)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A target on the device: what the objective needs of it.
+
+    Attributes:
+        kind: "softmax" or "sigmoid" (multilabel, and two classes as one logistic).
+        labels: (batch, n) int64, or (batch, n, columns) if sigmoid.
+        weight: (batch, n), summing to 1.
+        total: (batch,) float64, S.
+        mean: (batch, d) what the rows are centred by; zero without intercept.
+        columns: K, or 1 for two classes.
+        prior: (batch, columns) float64.
+        intercept: whether one is fitted.
+        pair: whether two classes are one column.
+    """
+
+    kind: str
+    labels: Tensor
+    weight: Tensor
+    total: Tensor
+    mean: Tensor
+    columns: int
+    prior: Tensor
+    intercept: bool
+    pair: bool
+
+    @staticmethod
+    def of(target: Target, rows: _Rows, intercept: bool) -> _Prepared:
+        labels = target.labels.to(rows.device)
+        k = target.n_classes
+        shape = (rows.batch, rows.n, k) if target.multilabel else (rows.batch, rows.n)
+        if tuple(labels.shape) != shape:
+            raise DataError(f"labels have shape {tuple(labels.shape)}, but the rows need {shape}")
+        weight = torch.ones(rows.batch, rows.n, dtype=torch.float64, device=rows.device)
+        if target.weight is not None:
+            weight = target.weight.to(rows.device, torch.float64)
+            if weight.shape != (rows.batch, rows.n) or not bool((weight >= 0).all()):
+                raise DataError("weights must be non-negative, one a row")
+        if not target.multilabel:
+            if k < 2:
+                raise ConfigError(f"n_classes={k} must be at least 2")
+            if int(labels.min()) < -1 or int(labels.max()) >= k:
+                raise DataError(
+                    f"labels must lie in -1 ... {k - 1}, but are {int(labels.min())} ... {int(labels.max())}"
+                )
+            weight = weight * (labels >= 0)
+            labels = labels.clamp_min(0)
+        total = weight.sum(1)
+        if not bool((total > 0).all()):
+            raise DataError("a problem has no row with a label and a weight above zero")
+        scaled = weight / total[:, None]
+        pair = not target.multilabel and k == 2
+        if target.multilabel or pair:
+            hot = labels.to(rows.dtype) if target.multilabel else labels[..., None].to(rows.dtype)
+            prior = (scaled[:, None] @ hot.double())[:, 0]
+        else:
+            prior = torch.zeros(rows.batch, k, dtype=torch.float64, device=rows.device).scatter_add_(1, labels, scaled)
+            hot = labels
+        mean = torch.zeros(rows.batch, rows.d, dtype=rows.dtype, device=rows.device)
+        if intercept:
+            mean = rows.mean(scaled)
+        # A class without rows has no finite intercept: half a row keeps it and its curvature finite.
+        floor = (0.5 / total)[:, None]
+        ceiling = torch.maximum(1 - floor, floor)
+        kind = "softmax" if hot.ndim == 2 else "sigmoid"
+        columns = 1 if pair else k
+        return _Prepared(
+            kind, hot, scaled.to(rows.dtype), total, mean, columns, prior.clamp(floor, ceiling), intercept, pair
+        )
+
+    def start(self) -> Tensor:
+        """Return the (batch, columns, d + 1) null model: W = 0, intercepts at the priors."""
+        w = torch.zeros(len(self.prior), self.columns, self.mean.shape[1] + 1, dtype=self.mean.dtype).to(self.mean)
+        if self.intercept:
+            logit = self.prior.log() if self.kind == "softmax" else torch.logit(self.prior)
+            w[..., -1] = logit.to(w.dtype)
+        return w
+
+    def loss(self, scores: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Turn scores (batch, m, n_C, columns) into residuals, in place; also return the (batch, n_C) loss."""
+        weight = self.weight[:, part, None, None]
+        labels = self.labels[:, part]
+        if self.kind == "softmax":
+            torch.log_softmax(scores, -1, out=scores)
+            index = labels[:, :, None, None].expand(-1, -1, scores.shape[2], 1)
+            loss = -(scores.gather(-1, index) * weight).double().sum((1, 3))
+            residual = scores.exp_().scatter_add_(-1, index, -torch.ones_like(index, dtype=scores.dtype))
+        else:
+            hot = labels[:, :, None]
+            loss = ((torch.nn.functional.softplus(scores) - scores * hot) * weight).double().sum((1, 3))
+            residual = scores.sigmoid_().sub_(hot)
+        return loss, residual.mul_(weight)
+
+
+def _objective(
+    rows: _Rows, targets: Sequence[_Prepared], trials: Sequence[Tensor], strengths: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return objective (batch, n_C) and gradient like the trial of each target, in one pass over the rows.
+
+    Args:
+        rows: the features.
+        targets: the label sets.
+        trials: of each, weights (batch, n_C, columns, d + 1) on the centred rows, the intercept last.
+        strengths: of each, λ (batch, n_C) float64.
+    """
+    weights, offsets, sizes = [], [], []
+    for target, w in zip(targets, trials, strict=True):
+        flat = w.flatten(1, 2)
+        weights.append(flat[..., :-1])
+        offsets.append(flat[..., -1] - (flat[..., :-1] @ target.mean[:, :, None])[..., 0])
+        sizes.append(flat.shape[1])
+    stacked, offset = torch.cat(weights, 1).contiguous(), torch.cat(offsets, 1)[:, None]
+    gradient = torch.zeros_like(stacked)
+    sums = torch.zeros_like(offset[:, 0])
+    losses = [torch.zeros(w.shape[:2], dtype=torch.float64, device=rows.device) for w in trials]
+    for part, block in rows:
+        scores = rows.scores(block, stacked).add_(offset)
+        residuals = []
+        for i, own in enumerate(torch.split(scores, sizes, 2)):
+            shaped = own.reshape(*own.shape[:2], trials[i].shape[1], targets[i].columns)
+            loss, residual = targets[i].loss(shaped, part)
+            losses[i] += loss
+            residuals.append(residual.flatten(2))
+        residual = residuals[0] if len(residuals) == 1 else torch.cat(residuals, 2)
+        gradient += rows.gather(residual, block)
+        sums += residual.sum(1)
+    out = []
+    for i, (own, total) in enumerate(zip(torch.split(gradient, sizes, 1), torch.split(sums, sizes, 1), strict=True)):
+        target, w, strength = targets[i], trials[i], strengths[i]
+        g = torch.empty_like(w)
+        if target.intercept:
+            own = own - total[..., None] * target.mean[:, None]
+        g[..., :-1] = own.view_as(w[..., :-1]) + strength[..., None, None].to(w.dtype) * w[..., :-1]
+        g[..., -1] = total.view(w.shape[:3]) if target.intercept else 0
+        out.append((losses[i] + strength / 2 * w[..., :-1].double().square().sum((2, 3)), g))
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The preconditioner
+
+
+@dataclass(frozen=True)
+class _Spectrum:
+    """Covariance of the rows: ``basis·diag(values)·basisᵀ + tail·(the rest)``; without basis the axes are its own.
+
+    Attributes:
+        values: (batch, r) float32 or float64.
+        basis: (d, r) or None.
+        tail: mean variance in the directions that the basis leaves out.
+    """
+
+    values: Tensor
+    basis: Tensor | None = None
+    tail: float = 0.0
+
+    def precondition(self, v: Tensor, prior: Tensor, strength: Tensor) -> Tensor:
+        """Solve with the Hessian at W = 0.
+
+        Args:
+            v: (batch, n_C, columns, d + 1).
+            prior: (batch, columns).
+            strength: (batch, n_C), λ.
+        """
+        curvature = (prior * (1 - prior)).to(v.dtype)[:, None, :, None]
+        lam = strength.to(v.dtype)[:, :, None, None]
+        inverse = 1 / (curvature * self.values[:, None, None].to(v.dtype) + lam)
+        out = torch.empty_like(v)
+        w = v[..., :-1]
+        if self.basis is None:
+            out[..., :-1] = w * inverse
+        else:
+            rest = 1 / (curvature * self.tail + lam)
+            turned = (w @ self.basis) * (inverse - rest)
+            out[..., :-1] = turned @ self.basis.T + w * rest
+        out[..., -1] = v[..., -1] / curvature[..., 0]
+        return out
+
+
+def _nystrom(rows: _Rows, *, centred: bool) -> _Spectrum:
+    """Sketch the covariance of an unbatched set of rows from an even sample of them."""
+    count = min(rows.n, _SKETCH_ROWS)
+    picked = torch.arange(count, device=rows.x.device) * rows.n // count
+    sample = rows.x[0, picked].to(rows.device, rows.dtype)
+    if centred:
+        sample = sample - sample.mean(0)
+    rank = min(rows.d, _SKETCH_RANK)
+    probe = torch.randn(rows.d, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probe = torch.linalg.qr(probe.to(rows.device, rows.dtype))[0]
+    image = (sample.T @ (sample @ probe)) / count
+    shift = 1e-6 * image.norm().clamp_min(torch.finfo(rows.dtype).tiny)
+    image = image + shift * probe
+    core = (probe.T @ image).double()
+    root = torch.linalg.cholesky((core + core.T) / 2)
+    factor = torch.linalg.solve_triangular(root, image.double().T, upper=False)
+    # The right singular vectors of the factor, through its small Gram matrix.
+    values, vectors = torch.linalg.eigh(factor @ factor.T)
+    basis = (vectors / values.clamp_min(1e-300).sqrt()).T @ factor
+    values = (values - shift).clamp_min(0)
+    left = sample.double().square().sum() / count - values.sum()
+    tail = float(left.clamp_min(0) / max(rows.d - rank, 1))
+    return _Spectrum(values.to(rows.dtype)[None], basis.T.to(rows.dtype).contiguous(), tail)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Few rows: rotate first
+
+
+def _fit_rotated(
+    x: Tensor, target: Target, C: Sequence[float], tol: float, max_iter: int, intercept: bool, path: bool
+) -> LogisticFit:
+    """Fit a batch of problems (batch, n, d) in the eigenvectors of their Gram matrices, or covariances if n > d."""
+    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    inner = x.to(torch.float64)
+    if x.shape[1] <= x.shape[2]:
+        fit = _fit_dual(inner @ inner.transpose(1, 2), target, C, tol, max_iter, intercept, path, dtype=dtype)
+        # (batch, n_C, K, n) dual coefficients to weights: scores are inner products with the rows.
+        return replace(fit, weights=(fit.weights.double() @ inner[:, None]).to(dtype))
+    prepared = _Prepared.of(target, _Rows(inner, x.device, torch.float64, None), intercept)
+    centred = inner - prepared.mean[:, None]
+    values, vectors = torch.linalg.eigh(centred.transpose(1, 2) @ (centred * prepared.weight[..., None]))
+    rows = _Rows((centred @ vectors).to(dtype), x.device, dtype, None)
+    spectrum = _Spectrum(values.clamp_min(0).to(dtype))
+    (fit,) = _solve(rows, [_Prepared.of(target, rows, intercept)], spectrum, C, tol, max_iter, path)
+    weights = fit.weights.double() @ vectors.transpose(1, 2)[:, None]
+    offset = (weights @ prepared.mean[:, None, :, None])[..., 0]
+    return replace(fit, weights=weights.to(dtype), intercepts=(fit.intercepts - offset).to(dtype))
+
+
+def _fit_dual(
+    gram: Tensor,
+    target: Target,
+    C: Sequence[float],
+    tol: float,
+    max_iter: int,
+    intercept: bool,
+    path: bool,
+    dtype: torch.dtype = torch.float64,
+) -> LogisticFit:
+    """Fit a batch of problems given by their (batch, n, n) kernel matrices; ``weights`` are dual coefficients."""
+    gram = gram.double()
+    prepared = _Prepared.of(target, _Rows(gram, gram.device, torch.float64, None), intercept)
+    weight = prepared.weight
+    centred = gram
+    if intercept:
+        mean = gram @ weight[..., None]
+        centred = gram - mean - mean.transpose(1, 2) + (weight[:, None] @ mean)
+    root = weight.sqrt()
+    values, vectors = torch.linalg.eigh(root[..., None] * centred * root[:, None])
+    # Directions below the rounding of the largest hold no data.
+    inverse = torch.where(values > 1e-13 * values[:, -1:], values.clamp_min(1e-300).rsqrt(), 0)
+    dual = root[..., None] * vectors * inverse[:, None]
+    features = centred @ dual
+    rows = _Rows(features.to(dtype), gram.device, dtype, None)
+    spectrum = _Spectrum(values.clamp_min(0).to(dtype))
+    (fit,) = _solve(rows, [_Prepared.of(target, rows, intercept)], spectrum, C, tol, max_iter, path)
+    coefficients = fit.weights.double() @ dual.transpose(1, 2)[:, None]
+    intercepts = fit.intercepts.double()
+    if intercept:
+        # Coefficients sum to zero (the centred features do), so only the mean's inner products move the intercept.
+        coefficients = coefficients - coefficients.sum(-1, keepdim=True) * weight[:, None, None]
+        intercepts = intercepts - (coefficients @ mean[:, None])[..., 0]
+    return replace(fit, weights=coefficients.to(dtype), intercepts=intercepts.to(dtype))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The grid of C
+
+
+class _Problem:
+    """One target at one or more values of C, under way."""
+
+    def __init__(
+        self,
+        target: _Prepared,
+        spectrum: _Spectrum,
+        strength: Tensor,
+        start: Tensor,
+        bound: Tensor,
+        max_iter: int,
+        columns: Sequence[int],
+    ) -> None:
+        self.target, self.spectrum, self.strength, self.columns = target, spectrum, strength, list(columns)
+        self.shape = start.shape[2:]
+        bounds = bound[:, None].expand(strength.shape).flatten()
+        self.search = _Lbfgs(start.flatten(0, 1).flatten(1), self._precondition, bounds, max_iter)
+
+    def _precondition(self, v: Tensor) -> Tensor:
+        shaped = v.view(*self.strength.shape, *self.shape)
+        return self.spectrum.precondition(shaped, self.target.prior, self.strength).view_as(v)
+
+    @property
+    def trial(self) -> Tensor:
+        """The (batch, n_C, columns, d + 1) point to be evaluated."""
+        return self.search.trial.view(*self.strength.shape, *self.shape)
+
+    def drop(self, keep: list[int]) -> None:
+        """Keep only the values of C at these positions."""
+        batch, count = self.strength.shape
+        index = torch.tensor(keep, device=self.strength.device)
+        self.search.select((torch.arange(batch, device=index.device)[:, None] * count + index).flatten())
+        self.strength = self.strength[:, index]
+        self.columns = [self.columns[k] for k in keep]
+
+
+@dataclass
+class _Solution:
+    """What a target's solutions are gathered in, by the position of C."""
+
+    w: list[Tensor | None]
+    f: Tensor
+    norm: Tensor
+    iterations: Tensor
+
+    @staticmethod
+    def empty(batch: int, count: int, device: torch.device) -> _Solution:
+        values = torch.zeros(batch, count, dtype=torch.float64, device=device)
+        return _Solution([None] * count, values, values.clone(), torch.zeros_like(values, dtype=torch.int64))
+
+    def take(self, problem: _Problem, position: int) -> None:
+        shape = problem.strength.shape
+        column, search = problem.columns[position], problem.search
+        self.w[column] = search.w.view(*shape, *problem.shape)[:, position].clone()
+        self.f[:, column] = search.f.view(shape)[:, position]
+        self.norm[:, column] = search.norm.view(shape)[:, position]
+        self.iterations[:, column] = search.iterations.view(shape)[:, position]
+
+
+def _solve(
+    rows: _Rows,
+    targets: Sequence[_Prepared],
+    spectrum: _Spectrum,
+    C: Sequence[float],
+    tol: float,
+    max_iter: int,
+    path: bool,
+) -> list[LogisticFit]:
+    """Solve every target at every C."""
+    check_positive("tol", tol)
+    check_positive("max_iter", max_iter, integer=True)
+    for value in C:
+        check_positive("C", value)
+    if not len(C) or len(set(C)) != len(C):
+        raise ConfigError(f"C={list(C)} must be distinct values, one or more")
+    grid = torch.tensor([float(c) for c in C], dtype=torch.float64, device=rows.device)
+    strengths = [1 / (grid * target.total[:, None]) for target in targets]
+    solutions = [_Solution.empty(rows.batch, len(C), rows.device) for _ in targets]
+    # The null model, from which C makes no difference, gives the scale of the tolerance and starts whatever is cold.
+    null = [target.start()[:, None] for target in targets]
+    at_null = _objective(rows, targets, null, [s[:, :1] for s in strengths])
+    scales = [g.abs().flatten(1).amax(1).double() for _, g in at_null]
+    passes = 1
+    order = sorted(range(len(C)), key=lambda k: float(C[k]))
+    done: list[int] = []
+    last: list[_Problem] = []
+    for stage in [[k] for k in order] if path else [order]:
+        problems = []
+        for i, target in enumerate(targets):
+            start = null[i].expand(-1, len(stage), -1, -1)
+            if done:
+                start = _extrapolate(solutions[i].w, done, grid.log(), stage[0])[:, None]
+            problem = _Problem(
+                target, spectrum, strengths[i][:, stage], start.clone(), tol * scales[i], max_iter, stage
+            )
+            if done:
+                change = torch.zeros_like(start)
+                change[..., :-1] = (strengths[i][:, stage] - strengths[i][:, done[-1:]])[..., None, None]
+                problem.search.inherit(last[i].search, change.flatten(0, 1).flatten(1))
+            else:
+                f, g = at_null[i]
+                problem.search.update(f.expand(-1, len(stage)).flatten(), g.expand_as(start).flatten(0, 1).flatten(1))
+            problems.append(problem)
+        last = list(problems)
+        live = dict(enumerate(problems))
+        while live:
+            for i, problem in list(live.items()):
+                active = problem.search.active.view(problem.strength.shape).any(0).tolist()
+                for k, going in enumerate(active):
+                    if not going:
+                        solutions[i].take(problem, k)
+                if not any(active):
+                    del live[i]
+                elif not all(active):
+                    problem.drop([k for k, going in enumerate(active) if going])
+            if live:
+                using = list(live.values())
+                values = _objective(
+                    rows, [p.target for p in using], [p.trial for p in using], [p.strength for p in using]
+                )
+                passes += 1
+                for problem, (f, g) in zip(using, values, strict=True):
+                    problem.search.update(f.flatten(), g.flatten(0, 1).flatten(1))
+        done += stage
+    return [
+        _finish(t, s, strength, tol, scale, passes)
+        for t, s, strength, scale in zip(targets, solutions, strengths, scales, strict=True)
+    ]
+
+
+def _extrapolate(w: Sequence[Tensor | None], done: Sequence[int], logs: Tensor, to: int) -> Tensor:
+    """Continue the last two solutions in log C, at most as far as they lie apart."""
+    last = w[done[-1]]
+    assert last is not None
+    before = w[done[-2]] if len(done) > 1 else None
+    if before is None:
+        return last
+    reach = float((logs[to] - logs[done[-1]]) / (logs[done[-1]] - logs[done[-2]]))
+    return torch.lerp(before, last, 1 + min(reach, 1.0))
+
+
+def _finish(
+    target: _Prepared, solution: _Solution, strength: Tensor, tol: float, scale: Tensor, passes: int
+) -> LogisticFit:
+    w = torch.stack([v for v in solution.w if v is not None], 1)
+    weights, intercepts = w[..., :-1], w[..., -1] - (w[..., :-1] @ target.mean[:, None, :, None])[..., 0]
+    if target.pair:
+        weights = torch.cat([-weights / 2, weights / 2], 2)
+        intercepts = torch.cat([-intercepts / 2, intercepts / 2], 2)
+    gradient = solution.norm / scale[:, None].clamp_min(1e-300)
+    return LogisticFit(
+        weights.contiguous(), intercepts, solution.f / strength, gradient, solution.iterations, gradient <= tol, passes
+    )
+
+
+def _unbatched(fit: LogisticFit, device: torch.device) -> LogisticFit:
+    one = {name: getattr(fit, name)[0].to(device) for name in list(fit.__dataclass_fields__)[:-1]}
+    return LogisticFit(**one, passes=fit.passes)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# L-BFGS
+
+
+class _Lbfgs:
+    """L-BFGS on P independent convex problems in step, as ask (``trial``) and tell (``update``).
+
+    Every round evaluates each problem at its own trial point, so that one that rejects its step holds up no other.
+    Vectors are (P, D); ``precondition`` is the initial inverse Hessian.
+    """
+
+    def __init__(self, start: Tensor, precondition: Callable[[Tensor], Tensor], bound: Tensor, max_iter: int) -> None:
+        self.trial = self.w = start
+        self.precondition, self.bound, self.max_iter = precondition, bound, max_iter
+        self.g = self.direction = torch.zeros_like(start)
+        self.f = torch.full_like(bound, math.inf)
+        self.norm = torch.full_like(bound, math.inf)
+        self.step = self.slope = torch.zeros_like(bound)
+        self.scale = torch.ones_like(bound)
+        self.iterations = torch.zeros_like(bound, dtype=torch.int64)
+        self.active = torch.ones_like(bound, dtype=torch.bool)
+        self.history: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def update(self, f: Tensor, g: Tensor) -> None:
+        """Take objective (P,) float64 and gradient (P, D) at ``trial`` and choose the next one."""
+        first = torch.isinf(self.f)
+        slope = _dot(g, self.direction)
+        # Armijo's rule; where differences of f drown in rounding, a slope that fell while f hardly rose.
+        enough = f <= self.f + 1e-4 * self.step * self.slope
+        flat = (f <= self.f + 1e-6 * self.f.abs()) & (slope.abs() <= 0.9 * self.slope.abs())
+        accept = self.active & torch.isfinite(f) & (first | enough | flat)
+        if bool((accept & ~first).any()):
+            self._remember(accept & ~first, g)
+        self.iterations = self.iterations + (accept & ~first)
+        # A rejected step goes to the bottom of the parabola through both values and the slope.
+        bend = 2 * (f - self.f - self.step * self.slope)
+        shorter = self.step * (-self.slope * self.step / bend).nan_to_num(0.1).clamp(0.1, 0.5)
+        self.w = torch.where(accept[:, None], self.trial, self.w)
+        self.g = torch.where(accept[:, None], g, self.g)
+        self.f = torch.where(accept, f, self.f)
+        self.norm = torch.where(accept, g.abs().amax(1).double(), self.norm)
+        self.active = self.active & (self.norm > self.bound) & (self.iterations < self.max_iter)
+        self.active = self.active & (accept | (shorter > 1e-4))
+        if not bool(self.active.any()):
+            return
+        if bool(accept.any()):
+            direction = -self._inverse_hessian(self.g)
+            self.direction = torch.where(accept[:, None], direction, self.direction)
+            self.slope = torch.where(accept, _dot(self.g, self.direction), self.slope)
+        self.step = torch.where(accept, 1.0, shorter) * self.active
+        self.trial = self.w + self.step[:, None].to(self.w.dtype) * self.direction
+
+    def _remember(self, moved: Tensor, g: Tensor) -> None:
+        s = torch.where(moved[:, None], self.trial - self.w, 0)
+        y = torch.where(moved[:, None], g - self.g, 0)
+        sy = _dot(s, y)
+        keep = sy > 0
+        yhy = _dot(y, self.precondition(y))
+        self.scale = torch.where(keep & (yhy > 0), sy / yhy, self.scale)
+        self.history = [*self.history[1 - _HISTORY :], (s, y, torch.where(keep, 1 / sy, 0))]
+
+    def _inverse_hessian(self, q: Tensor) -> Tensor:
+        q, alphas = q.clone(), []
+        for s, y, rho in reversed(self.history):
+            alphas.append((rho * _dot(s, q)).to(q.dtype)[:, None])
+            q.addcmul_(alphas[-1], y, value=-1)
+        q = self.precondition(q) * self.scale[:, None].to(q.dtype)
+        for (s, y, rho), alpha in zip(self.history, reversed(alphas), strict=True):
+            q.addcmul_(alpha - (rho * _dot(y, q)).to(q.dtype)[:, None], s)
+        return q
+
+    def inherit(self, other: _Lbfgs, change: Tensor) -> None:
+        """Take the curvature pairs of ``other``, whose Hessian lacks the diagonal ``change`` (P, D)."""
+        for s, y, _ in other.history:
+            moved = torch.addcmul(y, change, s)
+            sy = _dot(s, moved)
+            self.history.append((s, moved, torch.where(sy > 0, 1 / sy, 0)))
+        self.scale = other.scale
+
+    def select(self, keep: Tensor) -> None:
+        """Drop all problems but ``keep`` (indices)."""
+        for name in (
+            "w",
+            "trial",
+            "g",
+            "direction",
+            "f",
+            "norm",
+            "step",
+            "slope",
+            "scale",
+            "iterations",
+            "active",
+            "bound",
+        ):
+            setattr(self, name, getattr(self, name)[keep])
+        self.history = [(s[keep], y[keep], rho[keep]) for s, y, rho in self.history]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the (P,) float64 inner products of the rows."""
+    return (a[:, None] @ b[:, :, None])[:, 0, 0].double()
