@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ class TextFiles(BaseDataModule):
         self.encoding = encoding
         if encoding != "auto":
             try:
-                b"".decode(encoding)
+                codecs.lookup(encoding)
             except LookupError:
                 raise ConfigError(f"data.encoding={encoding!r} is neither 'auto' nor an encoding of Python") from None
         self.fractions = {VAL: val_fraction, TEST: test_fraction}
@@ -146,10 +147,11 @@ def read_labelled_lines(path: Path, encoding: str = "auto") -> list[tuple[str, s
     """Read ``label text`` lines; empty lines are left out.
 
     Returns:
-        (label, text) of each line, the text without blanks at its ends.
+        (label, text) of each line, the text without blanks at its ends. A label and a blank is an empty text: CR and
+        MPQA have such items, and the published sizes count them.
 
     Raises:
-        DataError: no such file, bytes that are not of the encoding, or a line without a text; it names the line.
+        DataError: no such file, bytes that are not of the encoding, or a line without a blank; it names the line.
     """
     try:
         data = path.read_bytes()
@@ -164,8 +166,8 @@ def read_labelled_lines(path: Path, encoding: str = "auto") -> list[tuple[str, s
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
-        label, _, text = line.strip().partition(" ")
-        if not text.strip():
+        label, blank, text = line.lstrip().partition(" ")
+        if not blank:
             raise DataError(f"{str(path)!r}, line {number}: expected 'label text', got {line.strip()[:80]!r}")
         rows.append((label, text.strip()))
     if not rows:
