@@ -9,6 +9,8 @@ from typing import Any
 _HOME = {
     "Agreement": "agreement",
     "Clustering": "clustering",
+    "FewShot": "few_shot",
+    "FewShotSubset": "subsets",
     "KNN": "knn",
     "Retrieval": "retrieval",
     "ZeroShot": "zero_shot",

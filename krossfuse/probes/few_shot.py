@@ -1,0 +1,342 @@
+"""Few-shot classification from images, images and class texts, or texts alone; all problems solved together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from krossfuse.data.base import TEST, TRAIN, VAL, LabelSet, Part
+from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.probes.rows import (
+    blocks,
+    check_counts,
+    check_names,
+    finite_rows,
+    labelled,
+    mean_per_class,
+    part_labels,
+    unit_rows,
+)
+from krossfuse.probes.solvers import fit_logistic_batch
+from krossfuse.probes.subsets import FewShotSubset, draw_few_shot
+
+FORMS = ("I", "I+T", "T")
+GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
+_BATCH_VALUES = 1 << 24
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One training set: rows of the training images and rows of a text part."""
+
+    subset: FewShotSubset
+    form: str
+    images: Tensor
+    text_part: Part
+    texts: Tensor
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The solution that is best on the validation shots."""
+
+    C: float
+    val_accuracy: float
+    weight: Tensor
+    bias: Tensor
+
+
+class FewShot(Probe):
+    """Few-shot classification after cross-modal adaptation (Lin et al., CVPR 2023; method.md, section 8).
+
+    Subsets of the training split are drawn by subset seeds 1 ... ``n_seeds``, the same for every method and run
+    (:func:`~krossfuse.probes.subsets.draw_few_shot`). The regularisation is the one that is best on the validation
+    shots, by accuracy and among equals by log-loss (squared error for ridge), and the classifier trained on the shots
+    alone is tested on all of the test split. Figures: ``accuracy`` and ``mean_per_class_accuracy``, one a number of
+    shots, form and ``subset_seed``. Forms that need texts are left out where the space has none.
+
+    Args:
+        shots: images a class.
+        forms: what is trained on: ``"I"`` the shots, ``"I+T"`` the shots and the class texts, ``"T"`` the class texts.
+        n_seeds: number of subsets for each number of shots.
+        classifier: ``"logistic"`` (multinomial) or ``"ridge"`` (targets ±1, closed form).
+        grid: values of C (weight of the sum of losses against ½‖W‖²; ridge: alpha = 1/C).
+        tol: bound on the logistic gradient, relative to that at zero weights.
+        texts: ``"prompts"``, every text of the prompt set, or ``"captions"``, the texts that describe the shots.
+        prompt_set: name, or None for the first that a label set has.
+        text_weight: total weight of a class's texts, in images; shared equally by them. None: as many as there are.
+        normalise: whether embeddings are scaled to norm 1 first. Fused texts and images differ in norm.
+        label_sets: names; None for every single-label set with enough items of each class for the most shots.
+        split: the split that is tested.
+    """
+
+    name = "few_shot"
+
+    def __init__(
+        self,
+        *,
+        shots: Sequence[int] = (1, 2, 4, 8, 16),
+        forms: Sequence[str] = ("I", "I+T"),
+        n_seeds: int = 5,
+        classifier: Literal["logistic", "ridge"] = "logistic",
+        grid: Sequence[float] = GRID,
+        tol: float = 1e-3,
+        texts: Literal["prompts", "captions"] = "prompts",
+        prompt_set: str | None = None,
+        text_weight: float | None = 1.0,
+        normalise: bool = True,
+        label_sets: Sequence[str] | None = None,
+        split: str = TEST,
+    ) -> None:
+        check_positive("n_seeds", n_seeds, integer=True)
+        check_choice("classifier", classifier, ["logistic", "ridge"])
+        check_positive("tol", tol)
+        check_choice("texts", texts, ["prompts", "captions"])
+        if not len(grid):
+            raise ConfigError("grid=[] must hold at least one value of C")
+        for value in grid:
+            check_positive("grid", value)
+        if text_weight is not None:
+            check_positive("text_weight", text_weight)
+        if split in (TRAIN, VAL):
+            raise ConfigError(f"split={split!r} is where the shots come from; test on another")
+        self.shots = check_counts("shots", shots)
+        self.forms = check_names("forms", forms, FORMS)
+        self.n_seeds = n_seeds
+        self.classifier = classifier
+        self.grid = sorted({float(value) for value in grid})
+        self.tol = tol
+        self.texts = texts
+        self.prompt_set = prompt_set
+        self.text_weight = text_weight
+        self.normalise = normalise
+        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
+        self.split = split
+
+    def applies(self, space: EmbeddingSpace) -> bool:
+        """Whether it has labelled images to draw from and to test on, and what the forms need."""
+        return bool(self._chosen(space))
+
+    def _chosen(self, space: EmbeddingSpace) -> list[str]:
+        if Part(TRAIN, "image") not in space or Part(self.split, "image") not in space:
+            return []
+        return [
+            name
+            for name, label_set in space.info.label_sets.items()
+            if (name in self.label_sets if self.label_sets is not None else self._suits(space, name, label_set))
+            and self._forms(space, name)
+        ]
+
+    def _suits(self, space: EmbeddingSpace, name: str, label_set: LabelSet) -> bool:
+        if label_set.multilabel or not {TRAIN, self.split} <= set(label_set.labels):
+            return False
+        try:
+            self._draw(space, name, self.shots[-1], 1)
+        except DataError:
+            return False
+        return True
+
+    def _forms(self, space: EmbeddingSpace, name: str) -> list[str]:
+        part, owner = self._texts(space, name)
+        return [form for form in self.forms if form == "I" or (len(owner) and part in space)]
+
+    def subsets(self, space: EmbeddingSpace, label_set: str) -> list[FewShotSubset]:
+        """Return the subsets that :meth:`evaluate` trains and validates on, by shots and seed.
+
+        Raises:
+            DataError: a class has too few items.
+        """
+        return [self._draw(space, label_set, k, s) for k in self.shots for s in range(1, self.n_seeds + 1)]
+
+    def _draw(self, space: EmbeddingSpace, name: str, shots: int, seed: int) -> FewShotSubset:
+        label_set = space.info.label_sets[name]
+        val = None
+        if Part(VAL, "image") in space and VAL in label_set.labels:
+            val = part_labels(space, VAL, "image", name)
+        labels = part_labels(space, TRAIN, "image", name)
+        return draw_few_shot(labels, shots, seed, classes=label_set.classes, val_labels=val)
+
+    def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
+        """Measure; the subsets have seeds of their own, so ``seed`` changes nothing.
+
+        Raises:
+            DataError: a class has fewer items than shots, a label set is unknown, or features have NaN.
+        """
+        for name in self.label_sets or []:
+            if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
+                usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
+                raise DataError(f"few-shot needs single-label sets; {name!r} is not one of {usable}")
+        figures: list[Figure] = []
+        for name in self._chosen(space):
+            prompts = space.info.label_sets[name].prompts
+            if self.texts == "prompts" and self.prompt_set is not None and self.prompt_set not in prompts:
+                raise DataError(f"label set {name!r} has no prompt set {self.prompt_set!r}; it has {sorted(prompts)}")
+            figures += self._evaluate(space, name)
+        return ProbeResult(
+            figures,
+            {
+                "classifier": self.classifier,
+                "grid": self.grid,
+                "tol": self.tol,
+                "selected_on": "validation shots, min(4, shots) a class",
+                "texts": self.texts,
+                "text_weight": self.text_weight,
+                "normalise": self.normalise,
+                "n_subsets": self.n_seeds,
+            },
+        )
+
+    def _evaluate(self, space: EmbeddingSpace, name: str) -> list[Figure]:
+        labels = part_labels(space, TRAIN, "image", name)
+        n_classes = len(space.info.label_sets[name].classes)
+        problems = self._problems(space, name)
+        chosen = []
+        for batch in _batches(problems, space[Part(TRAIN, "image")].shape[1]):
+            x, y, weight = self._padded(space, name, batch, labels)
+            if self.classifier == "ridge":
+                weights, biases = ridge_grid(x, y, weight, self.grid, n_classes)
+            else:
+                fit = fit_logistic_batch(x, y, n_classes=n_classes, C=self.grid, weight=weight, tol=self.tol)
+                weights, biases = fit.weights, fit.intercepts
+            for problem, w, b in zip(batch, weights, biases, strict=True):
+                chosen.append(self._select(space, name, problem, w, b))
+        return self._test(space, name, problems, chosen)
+
+    def _problems(self, space: EmbeddingSpace, name: str) -> list[_Problem]:
+        part, owner = self._texts(space, name)
+        problems = []
+        for subset in self.subsets(space, name):
+            texts = torch.arange(len(owner))
+            if self.texts == "captions":
+                texts = torch.isin(space.info.caption_of[TRAIN], subset.train).nonzero().flatten()
+            for form in self._forms(space, name):
+                images = subset.train if "I" in form else subset.train[:0]
+                problems.append(_Problem(subset, form, images, part, texts if "T" in form else texts[:0]))
+        return problems
+
+    def _texts(self, space: EmbeddingSpace, name: str) -> tuple[Part, Tensor]:
+        """Return the part of the texts that may be trained on, and their classes."""
+        if self.texts == "captions":
+            part = Part(TRAIN, "text")
+            there = part in space and TRAIN in space.info.caption_of
+            return part, part_labels(space, TRAIN, "text", name) if there else torch.zeros(0, dtype=torch.int64)
+        prompts = space.info.label_sets[name].prompts
+        prompt_set = self.prompt_set or next(iter(prompts), "")
+        owner = prompts[prompt_set].owner if prompt_set in prompts else torch.zeros(0, dtype=torch.int64)
+        return Part.prompts(name, prompt_set), owner
+
+    def _padded(
+        self, space: EmbeddingSpace, name: str, batch: Sequence[_Problem], labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return samples (P, n, dim), labels (P, n) and weights (P, n), where padding has weight 0."""
+        _, owner = self._texts(space, name)
+        longest = max(len(p.images) + len(p.texts) for p in batch)
+        image_part = Part(TRAIN, "image")
+        x = torch.zeros(len(batch), longest, space[image_part].shape[1], dtype=self._dtype(space))
+        y, weight = torch.zeros(len(batch), longest, dtype=torch.int64), torch.zeros(len(batch), longest, dtype=x.dtype)
+        for i, p in enumerate(batch):
+            n, end = len(p.images), len(p.images) + len(p.texts)
+            x[i, :n], y[i, :n], weight[i, :n] = self._read(space, image_part, p.images), labels[p.images], 1.0
+            if not len(p.texts):
+                continue
+            own = owner[p.texts]
+            x[i, n:end], y[i, n:end], weight[i, n:end] = self._read(space, p.text_part, p.texts), own, 1.0
+            if self.text_weight is not None:
+                weight[i, n:end] = self.text_weight / torch.bincount(own)[own].to(x.dtype)
+        return x, y, weight
+
+    def _dtype(self, space: EmbeddingSpace) -> torch.dtype:
+        return torch.promote_types(space[Part(TRAIN, "image")].dtype, torch.float32)
+
+    def _read(self, space: EmbeddingSpace, part: Part, rows: Tensor) -> Tensor:
+        block = space[part][rows].to(self._dtype(space))
+        return unit_rows(block, part, dtype=None, rows=rows) if self.normalise else finite_rows(block, part, rows=rows)
+
+    def _select(self, space: EmbeddingSpace, name: str, problem: _Problem, w: Tensor, b: Tensor) -> _Chosen:
+        """Return the solution, of w (n_C, K, dim) and b (n_C, K), that is best on the validation shots."""
+        subset = problem.subset
+        labels = part_labels(space, subset.val_split, "image", name)[subset.val]
+        x = self._read(space, Part(subset.val_split, "image"), subset.val)
+        scores = (torch.einsum("nd,ckd->cnk", x, w) + b[:, None]).double()
+        right = (scores.argmax(2) == labels).sum(1)
+        if self.classifier == "ridge":
+            loss = (scores - 2.0 * nn.functional.one_hot(labels, scores.shape[2]) + 1).square().sum((1, 2))
+        else:
+            loss = -scores.log_softmax(2).gather(2, labels.expand(len(w), -1)[..., None]).sum((1, 2))
+        best = min(range(len(w)), key=lambda c: (-int(right[c]), float(loss[c])))
+        return _Chosen(self.grid[best], int(right[best]) / len(labels), w[best], b[best])
+
+    def _test(
+        self, space: EmbeddingSpace, name: str, problems: Sequence[_Problem], chosen: Sequence[_Chosen]
+    ) -> list[Figure]:
+        part = Part(self.split, "image")
+        rows, labels = labelled(space, self.split, "image", name)
+        weights, biases = torch.stack([c.weight for c in chosen]), torch.stack([c.bias for c in chosen])
+        right = torch.empty(len(chosen), len(rows))
+        for block in blocks(len(rows), _BLOCK):
+            scores = self._read(space, part, rows[block]) @ weights.flatten(0, 1).T + biases.flatten()
+            decisions = scores.reshape(-1, *biases.shape).argmax(2)
+            right[:, block] = (decisions == labels[block, None]).float().T
+        figures = []
+        for problem, choice, hits in zip(problems, chosen, right, strict=True):
+            subset = problem.subset
+            protocol: dict[str, Any] = {
+                "shots": subset.shots,
+                "form": problem.form,
+                "subset_seed": subset.seed,
+                "subset_digest": subset.digest,
+                "selected_C": choice.C,
+                "val_accuracy": choice.val_accuracy,
+                "val_split": subset.val_split,
+                "n_val": len(subset.val),
+                "n_texts": len(problem.texts),
+                "prompt_set": "" if self.texts == "captions" else problem.text_part.split.rsplit("/", 1)[-1],
+                "split": self.split,
+                "n_test": len(rows),
+            }
+            per_class = mean_per_class(hits, labels)
+            figures += [
+                Figure("accuracy", float(hits.double().mean()), "image", name, protocol, hits),
+                Figure("mean_per_class_accuracy", per_class, "image", name, protocol),
+            ]
+        return figures
+
+
+def _batches(problems: list[_Problem], dim: int) -> Iterator[list[_Problem]]:
+    """Cut the problems, in order, into batches of samples that fit in memory when padded."""
+    longest = max(len(p.images) + len(p.texts) for p in problems)
+    for block in blocks(len(problems), max(1, _BATCH_VALUES // (longest * dim))):
+        yield problems[block]
+
+
+def ridge_grid(x: Tensor, y: Tensor, weight: Tensor, grid: Sequence[float], n_classes: int) -> tuple[Tensor, Tensor]:
+    """Solve P ridge classifiers, each for all of ``grid`` with one decomposition of its Gram matrix.
+
+    Args:
+        x: (P, n, dim) samples.
+        y: (P, n) int64 labels; targets are 1 for the label and -1 elsewhere.
+        weight: (P, n) sample weights, 0 for padding.
+        grid: values of 1/alpha, where the penalty is alpha·‖W‖² and the intercept is free.
+        n_classes: number of classes K.
+
+    Returns:
+        weights (P, n_C, K, dim) and intercepts (P, n_C, K), those of scikit-learn's ``RidgeClassifier``.
+    """
+    root = weight.sqrt()[..., None].double()
+    total = weight.double().sum(1)[:, None, None]
+    target = 2.0 * nn.functional.one_hot(y, n_classes).double() - 1
+    mean_x, mean_t = ((root.square() * v.double()).sum(1, keepdim=True) / total for v in (x, target))
+    centred = (x.double() - mean_x) * root
+    values, vectors = torch.linalg.eigh(centred @ centred.mT)
+    spread = vectors.mT @ ((target - mean_t) * root)
+    alpha = 1 / torch.tensor(grid, dtype=torch.float64)[None, :, None, None]
+    dual = vectors[:, None] @ (spread[:, None] / (values.clamp_min(0)[:, None, :, None] + alpha))
+    weights = (dual.mT.flatten(1, 2) @ centred).reshape(len(x), len(grid), n_classes, -1)
+    intercepts = mean_t - torch.einsum("pckd,pd->pck", weights, mean_x[:, 0])
+    return weights.to(x.dtype), intercepts.to(x.dtype)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+
+from krossfuse.data.base import DatasetInfo, LabelSet, Part, Prompts
+from krossfuse.errors import ConfigError, DataError
+from krossfuse.probes import FewShot
+from krossfuse.probes.base import EmbeddingSpace, ProbeResult
+from krossfuse.probes.few_shot import ridge_grid
+from krossfuse.probes.subsets import FewShotSubset
+
+CLASSES = ("ant", "bee", "cat", "dog")
+TRAIN, VAL, TEST = (Part(split, "image") for split in ("train", "val", "test"))
+PROMPTS = Part.prompts("class", "plain")
+
+
+def make_space(seed: int = 0, dim: int = 20, noise: float = 1.0) -> EmbeddingSpace:
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(4, dim, generator=g)
+    labels, parts = {}, {}
+    for split, n in (("train", 80), ("val", 24), ("test", 120)):
+        labels[split] = torch.arange(n) % 4
+        parts[Part(split, "image")] = 3 * (centres[labels[split]] + noise * torch.randn(n, dim, generator=g))
+    parts[Part("train", "text")] = centres[labels["train"]] + noise * torch.randn(80, dim, generator=g)
+    parts[PROMPTS] = centres.repeat_interleave(2, 0) + 0.3 * torch.randn(8, dim, generator=g)
+    prompts = Prompts(tuple("abcdefgh"), torch.arange(4).repeat_interleave(2))
+    info = DatasetInfo(
+        "toy",
+        {},
+        {
+            "class": LabelSet(CLASSES, labels, {"plain": prompts}),
+            "rare": LabelSet(CLASSES, {s: torch.where(torch.arange(len(y)) < 6, y, -1) for s, y in labels.items()}),
+        },
+        {"train": torch.arange(80)},
+    )
+    return EmbeddingSpace(info, parts)
+
+
+def unit(x: torch.Tensor) -> np.ndarray:
+    return (x / x.norm(dim=1, keepdim=True)).numpy()
+
+
+def accuracies(result: ProbeResult) -> dict[tuple[int, str, int], float]:
+    return {
+        (f.protocol["shots"], f.protocol["form"], f.protocol["subset_seed"]): f.value
+        for f in result.figures
+        if f.metric == "accuracy" and f.label_set == "class"
+    }
+
+
+def expected(space: EmbeddingSpace, subset: FewShotSubset, form: str, classifier: str, C: float) -> float:
+    """The same problem with scikit-learn."""
+    labels = space.info.label_sets["class"].labels
+    x, y = [unit(space[TRAIN][subset.train])], [labels["train"][subset.train].numpy()]
+    weight = [np.ones(len(subset.train))]
+    if form == "T":
+        x, y, weight = [], [], []
+    if form != "I":
+        x.append(unit(space[PROMPTS]))
+        y.append(space.info.label_sets["class"].prompts["plain"].owner.numpy())
+        weight.append(np.full(8, 0.5))
+    model: Any = (
+        RidgeClassifier(alpha=1 / C) if classifier == "ridge" else LogisticRegression(C=C, tol=1e-8, max_iter=5000)
+    )
+    model.fit(np.concatenate(x), np.concatenate(y), sample_weight=np.concatenate(weight))
+    return float(model.score(unit(space[TEST]), labels["test"].numpy()))
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "ridge"])
+@pytest.mark.parametrize("form", ["I", "I+T", "T"])
+def test_every_problem_of_a_batch_is_that_of_scikit_learn(classifier: str, form: str) -> None:
+    space = make_space()
+    probe = FewShot(shots=[1, 3, 5], n_seeds=2, forms=[form], classifier=classifier, grid=[10.0])  # type: ignore[arg-type]
+    found = accuracies(probe.evaluate(space, seed=0))
+    assert len(found) == 6
+    for subset in probe.subsets(space, "class"):
+        theirs = expected(space, subset, form, classifier, 10.0)
+        assert found[subset.shots, form, subset.seed] == pytest.approx(theirs, abs=1e-6)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), n=st.integers(5, 12), classes=st.integers(2, 4))
+def test_ridge_against_scikit_learn(seed: int, n: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, weight = rng.normal(size=(n, 7)), rng.uniform(0.2, 3, n)
+    y = np.concatenate([np.arange(classes), rng.integers(0, classes, n - classes)])
+    padded = torch.zeros(2, n + 3, 7, dtype=torch.float64)
+    padded[:, :n] = torch.from_numpy(x)
+    labels, weights = torch.zeros(2, n + 3, dtype=torch.int64), torch.zeros(2, n + 3, dtype=torch.float64)
+    labels[:, :n], weights[:, :n] = torch.from_numpy(y), torch.from_numpy(weight)
+    w, b = ridge_grid(padded, labels, weights, [0.5, 4.0], classes)
+    for c, C in enumerate((0.5, 4.0)):
+        theirs = RidgeClassifier(alpha=1 / C).fit(x, y, sample_weight=weight)
+        ours = x @ w[1, c].numpy().T + b[1, c].numpy()
+        scores = theirs.decision_function(x)
+        np.testing.assert_allclose(ours[:, 1] if classes == 2 else ours, scores, atol=1e-8)
+
+
+def test_regularisation_is_chosen_on_the_validation_shots() -> None:
+    space = make_space(noise=2.0)
+    probe = FewShot(shots=[4], n_seeds=3, forms=["I"], classifier="ridge", grid=[1e-3, 1.0, 1e3])
+    labels = space.info.label_sets["class"].labels
+    result = probe.evaluate(space, seed=0)
+    chosen = {f.protocol["subset_seed"]: f.protocol for f in result.figures if f.label_set == "class"}
+    for subset in probe.subsets(space, "class"):
+        best = max(
+            RidgeClassifier(alpha=1 / C)
+            .fit(unit(space[TRAIN][subset.train]), labels["train"][subset.train].numpy())
+            .score(unit(space[VAL][subset.val]), labels["val"][subset.val].numpy())
+            for C in (1e-3, 1.0, 1e3)
+        )
+        assert chosen[subset.seed]["val_accuracy"] == pytest.approx(best)
+        assert chosen[subset.seed]["subset_digest"] == subset.digest
+
+
+def test_texts_help_when_shots_are_few() -> None:
+    found = accuracies(FewShot(shots=[1], classifier="ridge").evaluate(make_space(noise=1.5), seed=0))
+    mean = {form: np.mean([found[1, form, s] for s in range(1, 6)]) for form in ("I", "I+T")}
+    assert mean["I+T"] > mean["I"] + 0.05
+
+
+def test_captions_of_the_shots_can_be_the_texts() -> None:
+    space = make_space()
+    probe = FewShot(
+        shots=[2], n_seeds=1, forms=["I+T"], texts="captions", text_weight=None, classifier="ridge", grid=[1.0]
+    )
+    (figure, _) = [f for f in probe.evaluate(space, seed=0).figures if f.label_set == "class"]
+    (subset,) = probe.subsets(space, "class")
+    labels = space.info.label_sets["class"].labels
+    y = labels["train"][subset.train].numpy()
+    texts = unit(space[Part("train", "text")][subset.train])
+    theirs = RidgeClassifier(alpha=1.0).fit(np.concatenate([unit(space[TRAIN][subset.train]), texts]), [*y, *y])
+    assert figure.value == pytest.approx(theirs.score(unit(space[TEST]), labels["test"].numpy()))
+    assert figure.protocol["n_texts"] == 8
+
+
+def test_label_sets_without_enough_items_are_left_out_unless_named() -> None:
+    space = make_space()
+    result = FewShot(shots=[1, 16], n_seeds=1, classifier="ridge").evaluate(space, seed=0)
+    assert {f.label_set for f in result.figures} == {"class"}
+    with pytest.raises(DataError, match=r"'ant' \(label 0\) has 2 train items, but 16 shots need 16"):
+        FewShot(shots=[16], label_sets=["rare"], forms=["I"]).evaluate(space, seed=0)
+
+
+def test_forms_need_their_texts() -> None:
+    space = make_space()
+    images = replace(space, parts={part: x for part, x in space.parts.items() if part.modality == "image"})
+    result = FewShot(shots=[1], n_seeds=1, classifier="ridge").evaluate(images, seed=0)
+    assert {f.protocol["form"] for f in result.figures} == {"I"}
+    assert not FewShot(forms=["T"]).applies(images)
+    assert not FewShot().applies(replace(space, parts={PROMPTS: space[PROMPTS]}))
+
+
+def test_bad_input_is_named() -> None:
+    space = make_space()
+    with pytest.raises(DataError, match="'fancy'"):
+        FewShot(shots=[1], prompt_set="fancy").evaluate(space, seed=0)
+    with pytest.raises(DataError, match="'klass'"):
+        FewShot(label_sets=["klass"]).evaluate(space, seed=0)
+    broken = space[TRAIN].clone()
+    broken[:] = float("nan")
+    with pytest.raises(DataError, match="train:image has NaN"):
+        FewShot(shots=[1]).evaluate(replace(space, parts={**space.parts, TRAIN: broken}), seed=0)
+    with pytest.raises(ConfigError, match="did you mean 'I"):
+        FewShot(forms=["IT"])
+    with pytest.raises(ConfigError, match="grid"):
+        FewShot(grid=[1.0, -1.0])
+    with pytest.raises(ConfigError, match="shots=0"):
+        FewShot(shots=[0])
+    with pytest.raises(ConfigError, match="split='val'"):
+        FewShot(split="val")
