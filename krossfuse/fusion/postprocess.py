@@ -1,0 +1,184 @@
+"""After fusion: principal components, normalisation, half precision, as a wrapper around any method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from krossfuse.data.base import MODALITIES, Modality
+from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
+from krossfuse.fusion.base import Features, FusionMethod, InputSpec
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+class PostProcess(FusionMethod):
+    """A fusion method followed by PCA to a stated dimension, L2 normalisation and a change of precision.
+
+    The components are those of the fused training embeddings of all modalities, **uncentred** by default: with V
+    orthonormal and no shift, ⟨xV, tV⟩ is the best approximation of ⟨x, t⟩ of that rank, image-text similarities
+    included. ``centre`` subtracts the training mean first, as textbook PCA does; image-text similarities then lose
+    their meaning unless the modalities share a mean.
+
+    Args:
+        inputs: dimensions of the parents.
+        method: the fusion method, or what makes it from ``inputs=`` (a ``_partial_`` in YAML).
+        pca_dim: components to keep, in order of variance; None = no PCA.
+        centre: subtract the mean of the training embeddings before the PCA.
+        normalise: scale every embedding to unit length.
+        dtype: of the result: ``float16``, ``bfloat16``, ``float32``, ``float64``; None = the method's own.
+
+    Raises:
+        ConfigError: a bad value; ``DimensionError`` where ``pca_dim`` is larger than the method's dimension.
+    """
+
+    mean: Tensor
+    axes: Tensor
+
+    def __init__(
+        self,
+        *,
+        inputs: InputSpec,
+        method: FusionMethod | Callable[..., FusionMethod],
+        pca_dim: int | None = None,
+        centre: bool = False,
+        normalise: bool = False,
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.method = method if isinstance(method, FusionMethod) else method(inputs=inputs)
+        if self.method.inputs != inputs:
+            raise ConfigError(f"the method was made for {self.method.inputs}, not for {inputs}")
+        if pca_dim is not None:
+            check_positive("pca_dim", pca_dim, integer=True)
+            if pca_dim > self.method.out_dim:
+                raise DimensionError(f"pca_dim={pca_dim} is larger than the fused dimension {self.method.out_dim}")
+        if centre and pca_dim is None:
+            raise ConfigError("centre=true needs pca_dim: without a PCA there is nothing to centre")
+        if dtype is not None:
+            check_choice("dtype", dtype, DTYPES)
+        self.pca_dim, self.centre, self.normalise, self.dtype = pca_dim, centre, normalise, dtype
+        self.deterministic = self.method.deterministic
+        self.register_buffer("mean", torch.empty(0))
+        self.register_buffer("axes", torch.empty(0, 0))
+
+    @property
+    def trained(self) -> bool:
+        """Whether the wrapped method is trained with labels."""
+        return bool(getattr(self.method, "trained", False))
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Those of the wrapped method."""
+        return self.method.modalities
+
+    @property
+    def out_dim(self) -> int:
+        """``pca_dim``, or the method's own dimension."""
+        return self.pca_dim or self.method.out_dim
+
+    def fit(
+        self, image: Features | None = None, text: Features | None = None, *, labels: Tensor | None = None
+    ) -> PostProcess:
+        """Fit the method, then the principal components of what it makes of the same features.
+
+        Raises:
+            DataError: fewer samples than components.
+        """
+        self.method.fit(image=image, text=text, labels=labels)
+        if self.pca_dim is not None:
+            given = {m: f for m, f in zip(MODALITIES, (image, text), strict=True) if f and m in self.modalities}
+            n = sum(len(next(iter(features.values()))) for features in given.values())
+            self.mean, self.axes = principal_axes(
+                lambda: (block for m, f in given.items() for block in self._encode_blocks(m, f)),
+                n=n,
+                k=self.pca_dim,
+                centre=self.centre,
+            )
+        return self
+
+    @torch.no_grad()
+    def _encode_blocks(self, modality: Modality, features: Features, size: int = 4096) -> Iterator[Tensor]:
+        for start in range(0, len(next(iter(features.values()))), size):
+            yield self.method.encode(modality, {role: x[start : start + size] for role, x in features.items()})
+
+    def encode(self, modality: Modality, features: Features) -> Tensor:
+        """Fuse a batch, then reduce, normalise and convert it."""
+        fused = self.method.encode(modality, features)
+        if self.pca_dim is not None:
+            if not self.axes.numel():
+                raise NotFittedError(f"the PCA to {self.pca_dim} dimensions is not fitted; call fit() first")
+            fused = (fused - self.mean.to(fused.dtype)) @ self.axes.to(fused.dtype)
+        if self.normalise:
+            fused = nn.functional.normalize(fused, dim=1)
+        return fused if self.dtype is None else fused.to(DTYPES[self.dtype])
+
+    def kernel(self, modality_a: Modality, a: Features, modality_b: Modality, b: Features) -> Tensor | None:
+        """Return the wrapped method's exact kernel; None when a PCA or a normalisation changes what is approximated."""
+        if self.pca_dim is not None or self.normalise:
+            return None
+        return self.method.kernel(modality_a, a, modality_b, b)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the method's description with the final ``dim`` and what was done after fusion."""
+        return {
+            **self.method.describe(),
+            "dim": self.out_dim,
+            "fused_dim": self.method.out_dim,
+            "pca_dim": self.pca_dim,
+            "pca_centre": self.centre,
+            "normalise": self.normalise,
+            "dtype": self.dtype,
+        }
+
+
+def principal_axes(blocks: Callable[[], Iterable[Tensor]], *, n: int, k: int, centre: bool) -> tuple[Tensor, Tensor]:
+    """Return the mean and the first principal axes of rows that come in blocks.
+
+    Works on the smaller side: the (d, d) second moment, added up block by block, or the (n, n) Gram matrix; in
+    float64. Each axis has its largest component positive, so the result does not depend on the solver's signs.
+
+    Args:
+        blocks: gives the rows again at each call, in blocks (rows, d).
+        n: number of rows.
+        k: number of axes.
+        centre: whether the mean is subtracted; otherwise the returned mean is zero.
+
+    Returns:
+        mean (d,) and axes (d, k), in the rows' dtype and on their device; an axis beyond the rank is zero.
+
+    Raises:
+        DataError: ``k`` is larger than the number of rows (less one, when centred).
+
+    Examples:
+        >>> x = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0]])
+        >>> principal_axes(lambda: [x], n=3, k=1, centre=False)[1].flatten().tolist()
+        [1.0, 0.0]
+    """
+    if k > n - centre:
+        raise DataError(f"{k} principal components need {k + centre} fit samples or more, got {n}")
+    first = next(iter(blocks()))
+    d, like = first.shape[1], {"dtype": first.dtype, "device": first.device}
+    total = torch.zeros(d, dtype=torch.float64, device=first.device)
+    if d <= n:
+        second = torch.zeros(d, d, dtype=torch.float64, device=first.device)
+        for block in blocks():
+            x = block.double()
+            total += x.sum(0)
+            second += x.T @ x
+        mean = total / n if centre else torch.zeros_like(total)
+        axes = torch.linalg.eigh(second / n - torch.outer(mean, mean))[1].flip(1)[:, :k]
+    else:
+        x = torch.cat([block.double() for block in blocks()])
+        mean = x.mean(0) if centre else total
+        x = x - mean
+        values, vectors = torch.linalg.eigh(x @ x.T)
+        values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
+        inside = values > values[0] * n * torch.finfo(torch.float64).eps
+        axes = x.T @ (vectors * torch.where(inside, values.clamp_min(1e-300).rsqrt(), 0.0))
+    signs = torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
+    return mean.to(**like), (axes * torch.where(signs == 0, 1.0, signs)).to(**like)
