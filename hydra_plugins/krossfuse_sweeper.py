@@ -49,7 +49,8 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Check all jobs, run them, report the sweep, and raise if any failed."""
-        from krossfuse.app import check, report_sweep
+        from krossfuse.app import check
+        from krossfuse.run import report_sweep
 
         assert self.config is not None
         assert self.launcher is not None
@@ -71,6 +72,8 @@ class GridSweeper(BasicSweeper):
         report_sweep(self.config, folder)
         failed = [(job, ret) for job, ret in zip(jobs, returns, strict=True) if ret.status is not JobStatus.COMPLETED]
         if failed:
-            lines = [f"  {' '.join(job)}: {type(ret._return_value).__name__}: {ret._return_value}" for job, ret in failed]
+            lines = [
+                f"  {' '.join(job)}: {type(ret._return_value).__name__}: {ret._return_value}" for job, ret in failed
+            ]
             raise HydraException(f"{len(failed)} of {len(jobs)} jobs failed:\n" + "\n".join(lines))
         return done

@@ -16,7 +16,7 @@ from typing import Any
 import hydra
 import platformdirs
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -42,7 +42,9 @@ OmegaConf.register_new_resolver("krossfuse_cache", cache_dir, replace=True)
 def _checked(resolved: str) -> None:
     from krossfuse.run import build
 
-    build(OmegaConf.create(resolved))
+    cfg = OmegaConf.to_container(OmegaConf.create(resolved))
+    assert isinstance(cfg, dict)
+    build({str(key): value for key, value in cfg.items()}, "check")
 
 
 def check(cfg: DictConfig) -> None:
@@ -56,22 +58,13 @@ def check(cfg: DictConfig) -> None:
     _checked(OmegaConf.to_yaml(OmegaConf.create(job_config(cfg))))
 
 
-def report_sweep(cfg: DictConfig, folder: Path) -> None:
-    """Report a whole sweep: one table, its figures, and a tracker run that holds them."""
-    from krossfuse.run import report_folder
-
-    report_folder(cfg, folder)
-
-
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 def hydra_main(cfg: DictConfig) -> None:
     """Run one job: what Hydra calls for a single run, and for each job of a sweep."""
-    from krossfuse.run import report_folder, run
+    from krossfuse.run import run
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    run(cfg, folder)
-    if HydraConfig.get().mode == RunMode.RUN:
-        report_folder(cfg, folder)
+    job = HydraConfig.get()
+    run(cfg, Path(job.runtime.output_dir), fusion=job.runtime.choices["fusion"], with_report=job.mode == RunMode.RUN)
 
 
 def _flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
@@ -81,33 +74,31 @@ def _flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _flat_keys(value, f"{prefix}{key}.")
 
 
-def _valid_keys(overrides: list[str], bad: str) -> list[str]:
-    """Return the dotted keys of the configuration that the other overrides give."""
+def _valid_keys(overrides: list[str]) -> list[str]:
+    """Return the dotted keys of the configuration that the groups chosen in ``overrides`` give."""
     from hydra.core.global_hydra import GlobalHydra
 
+    groups = []
+    for override in overrides:
+        group, _, option = override.partition("=")
+        if option and (CONFIG_DIR / group).is_dir():
+            # In a sweep an option is a list of choices; the first is as good as any for the names of the keys.
+            groups.append(override if option.startswith("[") else f"{group}={option.split(',')[0]}")
     GlobalHydra.instance().clear()
-    # In a sweep a value is a list of choices; the first is as good as any for the names of the keys.
-    groups = [o.split(",")[0] for o in overrides if "=" in o and not o.startswith(("-", bad)) and "." not in o.split("=")[0]]
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             cfg = hydra.compose("config", overrides=groups)
-        except HydraException:
-            cfg = hydra.compose("config")
+        except HydraException:  # an option from another folder, say: then there is no hint
+            return []
     return list(_flat_keys(OmegaConf.to_container(cfg, resolve=False)))
 
 
 def explain(error: BaseException, overrides: list[str]) -> str:
     """Return the message for a configuration that does not compose, with the nearest valid name."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = "\n".join(dict.fromkeys(str(e).strip() for e in chain[:1] if str(e).strip()))
     key = re.search(r"Could not override '([^']+)'|Could not append to config.*'([^']+)'", str(error))
     if key:
         bad = (key[1] or key[2]).lstrip("+~")
-        valid = _valid_keys(overrides, bad)
+        valid = _valid_keys(overrides)
         near = difflib.get_close_matches(bad, valid, n=1, cutoff=0.5)
         if not near:  # compare the last names: fusion.projection_dim -> fusion.dim
             near = difflib.get_close_matches(bad.split(".")[-1], [k.split(".")[-1] for k in valid], n=1, cutoff=0.5)
@@ -115,11 +106,12 @@ def explain(error: BaseException, overrides: list[str]) -> str:
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         siblings = sorted(k for k in valid if k.rpartition(".")[0] == bad.rpartition(".")[0])
         return f"the configuration has no key {bad!r}{hint}; keys beside it: {', '.join(siblings) or 'none'}"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = [str(option) for option in error.options]
+    missing = re.search(r"Could not (?:load|find) '([^']+)/([^'/]+)'", str(error))
+    if missing:
+        group, name = missing.groups()
+        options = sorted(file.stem for file in (CONFIG_DIR / group).glob("*.yaml"))
         return f"group {group!r} has no option {name!r}{did_you_mean(name, options)}; it has: {', '.join(options)}"
-    return text
+    return str(error).strip()
 
 
 @contextmanager

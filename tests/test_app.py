@@ -1,0 +1,115 @@
+"""The command: composition, messages for mistakes, every option of every group, every experiment at toy size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from krossfuse import app
+from krossfuse.errors import ConfigError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+GROUPS = ("data", "pair", "fusion", "fusion/kernel", "fusion/sketch", "probe", "trainer", "logger")
+CASES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+NEEDS: dict[str, list[str]] = {
+    # What an option cannot do without: a path, or a method that takes it.
+    "data=image_folder": ["data.root=images"],
+    "data=embeddings": ["data.path=features.npz"],
+    "data=mnist": ["data.root=mnist"],
+    "data=senteval": ["data.root=text", "pair=openmoji_text"],
+    "data=text_files": ["data.train=train.txt", "pair=openmoji_text"],
+    "pair=none": ["data=embeddings", "data.path=features.npz"],
+    "fusion/sketch=spectral": ["fusion.alignment=exact"],
+    "fusion/sketch=nystrom": ["fusion.alignment=exact"],
+}
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides), return_hydra_config=False)
+
+
+@pytest.mark.parametrize(("group", "option"), CASES, ids=lambda value: str(value))
+def test_every_option_of_every_group_builds(group: str, option: str) -> None:
+    choice = f"{group}=[{option}]" if group == "probe" else f"{group}={option}"
+    app.check(composed(choice, *NEEDS.get(choice, [])))
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("seed=-1", "seed=-1"),
+        ("seed=one", "seed='one'"),
+        ("fusion.dim=0", "dim=0"),
+        ("fusion.dim=many", "dim='many'"),
+        ("fusion.C=-2.0", "C=-2.0"),
+        ("fusion.alignment=exat", "did you mean 'exact'"),
+        ("extraction.batch_size=0", "batch_size=0"),
+        ("probe=[]", "probe=\\[\\] measures nothing"),
+        ("pair=none", "pair=none has no encoders"),
+    ],
+)
+def test_a_bad_value_is_refused_before_anything_is_loaded(override: str, names: str) -> None:
+    with pytest.raises(ConfigError, match=names):
+        app.check(composed(override))
+
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Run the command in an empty folder, as a user of a wheel would."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "krossfuse", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fusion.dmi=3"], "no key 'fusion.dmi' (did you mean 'fusion.dim'?)"),
+        (["fusoin.dim=3"], "did you mean 'fusion.dim'?"),
+        (["fusion=rp_krosfuse"], "no option 'rp_krosfuse' (did you mean 'rp_krossfuse'?)"),
+        (["probe=[linear_prob]"], "did you mean 'linear_probe'?"),
+        (["-m", "fusion.dim=3,4", "sed=1"], "did you mean 'seed'?"),
+    ],
+)
+def test_a_mistyped_key_or_option_says_what_was_meant(command: Command, arguments: list[str], message: str) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_names_the_groups(command: Command) -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    assert all(group in done.stdout for group in ("data:", "pair:", "fusion:", "probe:", "experiment:", "store list"))
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys\nfrom krossfuse import __main__\nsys.argv = ['krossfuse', '--help']\n"
+        "try:\n    __main__.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'pytorch_lightning', 'wandb', 'transformers', 'open_clip', 'pandas', 'matplotlib'}\n"
+        "print('loaded', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "loaded []" in done.stdout, done.stdout + done.stderr
+
+
+def sweep_options(**values: Any) -> list[str]:
+    return [f"{key}={value}" for key, value in values.items()]
