@@ -32,8 +32,9 @@ from krossfuse.features.store import DTYPES, DamagedEntryError, FeatureKey, Feat
 
 log = logging.getLogger(__name__)
 
-_SHARD = 16
-"""Rows that one CPU thread encodes at a time; a constant, so that the batches of a feature do not depend on cores."""
+_SHARD = 8
+"""Rows that one CPU thread encodes at a time: few, so that activations stay in its cache; a constant, so that what is
+encoded together does not depend on the number of cores."""
 
 Keys = dict[Part, dict[str, FeatureKey]]
 
@@ -251,7 +252,8 @@ class ExtractionModule(pl.LightningModule):
     """Frozen encoders; ``predict_step`` runs on each batch those that lack its part.
 
     On a CPU with several cores the rows of a batch go to one thread a core: small networks use two cores far better as
-    two streams than as one stream whose every operation is split.
+    two streams than as one stream whose every operation is split. Images are handed over channels-last, which
+    convolutions on a CPU and half-precision ones on a GPU are fastest in.
 
     Args:
         modules: by modality and role, the loaded encoders.
@@ -303,7 +305,9 @@ class ExtractionModule(pl.LightningModule):
 
 
 def _encode(module: EncoderModule, modality: Modality) -> Callable[[Any], Tensor]:
-    return module.encode_image if modality == "image" else module.encode_text
+    if modality == "text":
+        return module.encode_text
+    return lambda images: module.encode_image(images.contiguous(memory_format=torch.channels_last))
 
 
 def _inference(run: Callable[[Any], Tensor], inputs: Any) -> Tensor:
