@@ -13,6 +13,7 @@ _HOME = {
     "FewShotSubset": "subsets",
     "KNN": "knn",
     "Retrieval": "retrieval",
+    "TextProbe": "text_probe",
     "ZeroShot": "zero_shot",
     "ZeroShotHead": "zero_shot",
 }

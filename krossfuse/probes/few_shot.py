@@ -13,6 +13,7 @@ from krossfuse.data.base import TEST, TRAIN, VAL, LabelSet, Part
 from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
 from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
 from krossfuse.probes.rows import (
+    best_of,
     blocks,
     check_counts,
     check_names,
@@ -263,14 +264,9 @@ class FewShot(Probe):
         subset = problem.subset
         labels = part_labels(space, subset.val_split, "image", name)[subset.val]
         x = self._read(space, Part(subset.val_split, "image"), subset.val)
-        scores = (torch.einsum("nd,ckd->cnk", x, w) + b[:, None]).double()
-        right = (scores.argmax(2) == labels).sum(1)
-        if self.classifier == "ridge":
-            loss = (scores - 2.0 * nn.functional.one_hot(labels, scores.shape[2]) + 1).square().sum((1, 2))
-        else:
-            loss = -scores.log_softmax(2).gather(2, labels.expand(len(w), -1)[..., None]).sum((1, 2))
-        best = min(range(len(w)), key=lambda c: (-int(right[c]), float(loss[c])))
-        return _Chosen(self.grid[best], int(right[best]) / len(labels), w[best], b[best])
+        scores = torch.einsum("nd,ckd->cnk", x, w) + b[:, None]
+        best, accuracy = best_of(scores, labels, squared=self.classifier == "ridge")
+        return _Chosen(self.grid[best], accuracy, w[best], b[best])
 
     def _test(
         self, space: EmbeddingSpace, name: str, problems: Sequence[_Problem], chosen: Sequence[_Chosen]

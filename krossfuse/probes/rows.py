@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from krossfuse.data.base import MODALITIES, Modality, Part
 from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
@@ -171,6 +172,26 @@ def check_every_class(train: Tensor, classes: tuple[str, ...], *, at_least: int 
             f"class {classes[first]!r} (label {first}) has {int(counts[first])} {what} items, but {at_least} are "
             f"needed ({len(short)} of {len(classes)} classes are short)"
         )
+
+
+def best_of(scores: Tensor, labels: Tensor, *, squared: bool = False) -> tuple[int, float]:
+    """Return which of several classifiers is best on held-out items, and its accuracy there.
+
+    The most accurate; among equals the one of lowest loss; among those the first.
+
+    Args:
+        scores: (classifiers, n, K).
+        labels: (n,) int64.
+        squared: whether the loss is the squared error to targets ±1 (ridge), or the log-loss.
+    """
+    scores = scores.double()
+    if squared:
+        loss = (scores - 2.0 * one_hot(labels, scores.shape[2]) + 1).square().sum((1, 2))
+    else:
+        loss = -scores.log_softmax(2).gather(2, labels.expand(len(scores), -1)[..., None]).sum((1, 2))
+    right = (scores.argmax(2) == labels).sum(1).tolist()
+    best = min(range(len(scores)), key=lambda c: (-right[c], float(loss[c])))
+    return best, right[best] / len(labels)
 
 
 def mean_per_class(correct: Tensor, labels: Tensor) -> float:

@@ -1,0 +1,269 @@
+"""Linear probe of text features by k-fold cross-validation, as in SentEval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from krossfuse.data.base import SPLITS, TEST, TRAIN, VAL, Part
+from krossfuse.data.common import stratified_split
+from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.probes.rows import (
+    accuracy_figures,
+    best_of,
+    check_every_class,
+    check_names,
+    finite_rows,
+    part_labels,
+    unit_rows,
+)
+from krossfuse.probes.solvers import Target, fit_logistic
+
+PROTOCOLS = ("auto", "k-fold", "splits")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of fitting for each C, choosing C, refitting on both, and testing.
+
+    Attributes:
+        label_set: its name.
+        labels: (n,) int64 of all rows.
+        n_classes: number of classes K.
+        fit: rows fitted for each C.
+        select: rows on which C is chosen.
+        test: rows that are tested.
+    """
+
+    label_set: str
+    labels: Tensor
+    n_classes: int
+    fit: Tensor
+    select: Tensor
+    test: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen C and the refitted classifier: weight (K, dim), intercept (K,)."""
+
+    C: float
+    weight: Tensor
+    intercept: Tensor
+
+
+def k_folds(labels: Tensor, *, n_folds: int, holdout: float, seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Cut the labelled rows into stratified folds, each the test rows once.
+
+    Args:
+        labels: (n,) int64, -1 where a row has no label (it is in no fold).
+        n_folds: number of folds.
+        holdout: share of a fold's training rows on which C is chosen, of every class alike.
+        seed: of folds and held-out rows.
+
+    Returns:
+        The rows of each fold to fit, to select and to test on.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    rows = (labels >= 0).nonzero().flatten()
+    folds = []
+    cut = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(rows, labels[rows])
+    for index, (train, test) in enumerate(cut):
+        own = rows[torch.from_numpy(train)]
+        parts = stratified_split(labels[own], {VAL: holdout}, seed=seed * n_folds + index)
+        folds.append((own[parts[TRAIN]], own[parts[VAL]], rows[torch.from_numpy(test)]))
+    return folds
+
+
+def select_and_refit(x: Tensor, rounds: Sequence[Round], grid: Sequence[float], *, tol: float) -> list[Choice]:
+    """Fit every round at every C, choose C by accuracy (log-loss among equals), and refit on both parts.
+
+    All rounds share each pass over the features: a round is its labels with the rows that it must not see taken out.
+
+    Args:
+        x: (n, dim) features of all rows.
+        rounds: what to fit, select and refit.
+        grid: values of C.
+        tol: of the solver.
+    """
+    fits = fit_logistic(x, [_target(r, r.fit) for r in rounds], C=grid, tol=tol)
+    chosen = []
+    for r, fit in zip(rounds, fits, strict=True):
+        scores = torch.einsum("nd,ckd->cnk", x[r.select], fit.weights) + fit.intercepts[:, None]
+        chosen.append(best_of(scores, r.labels[r.select])[0])
+    values = sorted({grid[c] for c in chosen})
+    refits = fit_logistic(x, [_target(r, torch.cat([r.fit, r.select])) for r in rounds], C=values, tol=tol)
+    out = []
+    for c, fit in zip(chosen, refits, strict=True):
+        at = fit.at(values.index(grid[c]))
+        out.append(Choice(grid[c], at.weights, at.intercepts))
+    return out
+
+
+def _target(r: Round, rows: Tensor) -> Target:
+    labels = torch.full_like(r.labels, -1)
+    labels[rows] = r.labels[rows]
+    return Target(labels, r.n_classes)
+
+
+class TextProbe(Probe):
+    """Logistic regression on frozen text features, C chosen inside the training rows (method.md, section 8).
+
+    By ``k-fold``, rows of all splits are joined and cut into stratified folds by the run's seed; in each, C is chosen
+    on a held-out part of the training folds, and the classifier refitted on all of them. By ``splits``, C is chosen
+    on the validation split, the classifier refitted on train and validation, and tested on the test split. All folds,
+    values of C and label sets share each pass over the features.
+
+    Figures: ``accuracy`` (over all tested items) and ``mean_per_class_accuracy``; by ``k-fold`` also ``fold_accuracy``,
+    one a fold with the fold as ``subset_seed``.
+
+    Args:
+        protocol: ``"k-fold"``, ``"splits"``, or ``"auto"``: what the dataset says (``protocol`` in its fingerprint, so
+            that sets with official splits use them), else k-fold.
+        n_folds: number of folds.
+        holdout: share of the training folds on which C is chosen.
+        grid: values of C, the weight of the sum of losses against ½‖W‖².
+        tol: bound on the gradient, relative to that at zero weights.
+        normalise: whether features are scaled to norm 1 first.
+        label_sets: names, or None for every single-label set.
+    """
+
+    name = "text_probe"
+
+    def __init__(
+        self,
+        *,
+        protocol: Literal["auto", "k-fold", "splits"] = "auto",
+        n_folds: int = 5,
+        holdout: float = 0.1,
+        grid: Sequence[float] = (0.1, 1.0, 10.0, 100.0, 1000.0),
+        tol: float = 1e-3,
+        normalise: bool = True,
+        label_sets: Sequence[str] | None = None,
+    ) -> None:
+        check_choice("protocol", protocol, PROTOCOLS)
+        check_positive("n_folds", n_folds, integer=True)
+        check_positive("tol", tol)
+        check_positive("holdout", holdout)
+        if n_folds < 2:
+            raise ConfigError(f"n_folds={n_folds} must be 2 or more")
+        if holdout >= 1:
+            raise ConfigError(f"holdout={holdout} must be less than 1")
+        if not len(grid):
+            raise ConfigError("grid=[] must hold at least one value of C")
+        for value in grid:
+            check_positive("grid", value)
+        self.protocol = protocol
+        self.n_folds = n_folds
+        self.holdout = holdout
+        self.grid = sorted({float(value) for value in grid})
+        self.tol = tol
+        self.normalise = normalise
+        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
+
+    def applies(self, space: EmbeddingSpace) -> bool:
+        """Whether it has labelled texts to train on."""
+        return Part(TRAIN, "text") in space and bool(self._chosen(space))
+
+    def _chosen(self, space: EmbeddingSpace) -> list[str]:
+        return [
+            name
+            for name, label_set in space.info.label_sets.items()
+            if (name in self.label_sets if self.label_sets is not None else not label_set.multilabel)
+            and TRAIN in label_set.labels
+        ]
+
+    def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
+        """Measure; ``seed`` decides the folds.
+
+        Raises:
+            DataError: a class has fewer items than folds, or none to train on; features have NaN.
+        """
+        for name in self.label_sets or []:
+            if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
+                usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
+                raise DataError(f"the text probe needs single-label sets; {name!r} is not one of {usable}")
+        protocol = self.protocol
+        if protocol == "auto":
+            protocol = "splits" if space.info.fingerprint.get("protocol") == "splits" else "k-fold"
+        names = self._chosen(space)
+        splits = [split for split in SPLITS if Part(split, "text") in space]
+        rounds = [r for name in names for r in self._rounds(space, name, splits, protocol, seed)]
+        x = self._features(space, splits)
+        chosen = select_and_refit(x, rounds, self.grid, tol=self.tol)
+        hits = [
+            (x[r.test] @ c.weight.T + c.intercept).argmax(1) == r.labels[r.test]
+            for r, c in zip(rounds, chosen, strict=True)
+        ]
+        figures: list[Figure] = []
+        for name in names:
+            own = [i for i, r in enumerate(rounds) if r.label_set == name]
+            figures += _figures([rounds[i] for i in own], [chosen[i].C for i in own], [hits[i] for i in own], protocol)
+        return ProbeResult(
+            figures,
+            {
+                "evaluation": protocol,
+                "grid": self.grid,
+                "tol": self.tol,
+                "normalise": self.normalise,
+                "selected_on": f"{self.holdout:g} of the training folds" if protocol == "k-fold" else VAL,
+                "refit": True,
+            },
+        )
+
+    def _features(self, space: EmbeddingSpace, splits: Sequence[str]) -> Tensor:
+        parts = [Part(split, "text") for split in splits]
+        blocks = [space[part].to(torch.promote_types(space[part].dtype, torch.float32)) for part in parts]
+        read = zip(blocks, parts, strict=True)
+        return torch.cat([unit_rows(b, p, dtype=None) if self.normalise else finite_rows(b, p) for b, p in read])
+
+    def _rounds(self, space: EmbeddingSpace, name: str, splits: Sequence[str], protocol: str, seed: int) -> list[Round]:
+        label_set = space.info.label_sets[name]
+        by_split = {
+            split: part_labels(space, split, "text", name)
+            if split in label_set.labels
+            else torch.full((len(space[Part(split, "text")]),), -1)
+            for split in splits
+        }
+        labels = torch.cat(list(by_split.values()))
+        n_classes = len(label_set.classes)
+        if protocol == "splits":
+            home = torch.cat([torch.full((len(y),), i) for i, y in enumerate(by_split.values())])
+            rows = {
+                split: ((home == splits.index(split)) & (labels >= 0)).nonzero().flatten()
+                if split in splits
+                else home[:0]
+                for split in SPLITS
+            }
+            for split in SPLITS:
+                if not len(rows[split]):
+                    raise DataError(f"no item of {Part(split, 'text')} of {space.info.name!r} has a label in {name!r}")
+            check_every_class(labels[rows[TRAIN]], label_set.classes)
+            return [Round(name, labels, n_classes, rows[TRAIN], rows[VAL], rows[TEST])]
+        check_every_class(labels[labels >= 0], label_set.classes, at_least=self.n_folds, what="labelled")
+        cut = k_folds(labels, n_folds=self.n_folds, holdout=self.holdout, seed=seed)
+        return [Round(name, labels, n_classes, *fold) for fold in cut]
+
+
+def _figures(rounds: list[Round], selected: list[float], hits: list[Tensor], protocol: str) -> list[Figure]:
+    """Return the figures of one label set, the items in the order of their rows whatever fold tested them."""
+    name, labels = rounds[0].label_set, rounds[0].labels
+    rows, order = torch.cat([r.test for r in rounds]).sort()
+    accuracies = [float(h.double().mean()) for h in hits]
+    shared: dict[str, Any] = {"n_test": len(rows), "n_train": len(rounds[0].fit) + len(rounds[0].select)}
+    if protocol == "splits":
+        shared |= {"split": TEST, "selected_C": selected[0]}
+    else:
+        shared |= {"folds": len(rounds), "selected_C": selected, "fold_accuracies": accuracies}
+    figures = accuracy_figures(torch.cat(hits)[order], labels[rows], modality="text", label_set=name, protocol=shared)
+    if protocol == "k-fold":
+        for fold, (value, r, C, right) in enumerate(zip(accuracies, rounds, selected, hits, strict=True)):
+            own = {"subset_seed": fold, "selected_C": C, "n_test": len(r.test)}
+            figures.append(Figure("fold_accuracy", value, "text", name, own, right.float()))
+    return figures
