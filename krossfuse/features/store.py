@@ -131,6 +131,11 @@ class Entry:
     sha256: str
 
     @property
+    def name(self) -> str:
+        """The key's digest, as the folder says (also where the record inside cannot be read)."""
+        return self.folder.name.removesuffix(_PARTIAL)
+
+    @property
     def partial(self) -> bool:
         """Whether it is still being written, or was left by a killed job."""
         return self.folder.name.endswith(_PARTIAL)
@@ -178,6 +183,7 @@ class FeatureStore:
             DamagedEntryError: a difference; the message names it and the way out.
         """
         path = entry.folder / _DATA
+        entry = self._entry(entry.folder)  # the record as it is now
         if entry.key.digest != entry.folder.name:
             raise self._damaged(entry.folder, f"{_META} describes another key, {entry.key}")
         try:
@@ -252,14 +258,17 @@ class FeatureStore:
         return writer
 
     def entries(self) -> list[Entry]:
-        """Return all entries, finished and partial, oldest first; a folder that is no entry is passed over."""
+        """Return all entries, finished, partial and damaged, oldest first."""
         found = []
-        for folder in sorted(self.root.iterdir()) if self.root.is_dir() else []:
-            if (folder / _META).is_file() and _DELETED not in folder.name:
+        for folder in self.root.iterdir() if self.root.is_dir() else []:
+            if (folder / _META).is_file() and not folder.name.endswith(_DELETED):
                 try:
                     found.append(self._entry(folder))
-                except StoreError as error:
-                    log.warning("%s", error)
+                except DamagedEntryError:
+                    nobody = FeatureKey({}, {"encoder": f"(damaged {_META})"})
+                    size = sum(file.stat().st_size for file in folder.iterdir())
+                    created = (folder / _META).stat().st_mtime
+                    found.append(Entry(nobody, folder, 0, 0, DTYPES[0], 0, size, created, ""))
         return sorted(found, key=lambda entry: entry.created)
 
     def delete(self, key: str, *, partial: bool = False) -> bool:
@@ -276,10 +285,9 @@ class FeatureStore:
         try:
             folder = self.root / (key + _PARTIAL if partial else key)
             if folder.exists():
-                gone = folder.with_name(f"{folder.name}{_DELETED}")
+                folder.rename(folder.with_name(f"{folder.name}.{time.time_ns()}{_DELETED}"))
+            for gone in self.root.glob(f"*{_DELETED}"):  # also what a killed deletion left
                 shutil.rmtree(gone, ignore_errors=True)
-                folder.rename(gone)
-                shutil.rmtree(gone)
         finally:
             lock.release()
         return True
