@@ -7,7 +7,7 @@ what the interval was taken, and the difference to the cross-modal encoder alone
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,29 +31,27 @@ DISPLAY = {
     "image_expert": "Image expert alone",
     "text_expert": "Text expert alone",
     "concatenation": "Concatenation",
-    "krossfuse": "KrossFuse",
+    "pca_concatenation": "PCA of concatenation",
+    "rff_concatenation": "RFF of concatenation",
+    "average_kernel": "Average of kernels",
+    "cca": "CCA",
+    "exact_krossfuse": "KrossFuse, no sketch",
     "rp_krossfuse": "RP-KrossFuse",
-    "kpomrp": "KPoMRP",
+    "spectral_krossfuse": "RP-KrossFuse",
+    "released_code": "RP-KrossFuse, released code",
+    "unimodal_krossfuse": "KrossFuse of experts",
     "gate": "GATE",
     "attn": "ATTN",
     "comm": "COMM",
-    "pca": "PCA of concatenation",
-    "cca": "CCA",
-    "average_kernel": "Average of kernels",
 }
 
-PRIMARY = (
-    "accuracy",
-    "map",
-    "recall@1",
-    "recall@10",
-    "nmi",
-    "agreement",
-)
+PRIMARY = ("accuracy", "map", "recall@1", "recall@10", "nmi", "agreement", "zero_shot_agreement", "spearman")
 """Metrics that the terminal's table shows; a probe that has none of them shows its first."""
 
-PERCENT = ("accuracy", "recall@", "map", "nmi", "ami", "ari", "agreement", "f1")
-LOWER_IS_BETTER = ("median_rank", "rank", "error", "rmse", "modality_gap")
+PERCENT = {"accuracy", "recall", "map", "nmi", "ami", "ari", "agreement", "f1"}
+LOWER_IS_BETTER = ("median_rank", "error", "rmse")
+KEEPS_PARENT = {"agreement", "zero_shot_agreement", "spearman", "modality_gap"}
+"""Metrics that compare with the cross-modal encoder by definition, so that a difference to it says nothing."""
 
 INTERVAL_MARK = {"subsets": "", "seeds": "", "items": "*", "none": ""}
 VERDICT_MARK: dict[Verdict, str] = {"better": "▲", "worse": "▼", "no difference shown": "≈"}
@@ -68,7 +66,7 @@ def display_name(name: str) -> str:
 
 def is_percent(metric: str) -> bool:
     """Whether a metric is a fraction that is shown in percent."""
-    return any(name in metric for name in PERCENT)
+    return not PERCENT.isdisjoint(metric.replace("@", "_").split("_"))
 
 
 def lower_is_better(metric: str) -> bool:
@@ -110,6 +108,11 @@ class Column:
         """The metric's name."""
         return str(self.key[1])
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """The key by the names of ``MEASURE``."""
+        return dict(zip(MEASURE, self.key, strict=True))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -134,17 +137,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """Methods against measurements for one dataset and one pair of encoders."""
+    """Methods against measurements for one dataset and one pair of encoders.
+
+    ``common`` is what all rows that have a choice there share (sketch, kernel), and so is in no row's label.
+    """
 
     data: str
     pair: str
     columns: list[Column]
     rows: list[Row]
+    common: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
-        """Dataset and pair."""
-        return f"{self.data} · {self.pair}"
+        """Dataset, pair, and what the rows share."""
+        return " · ".join((self.data, self.pair, *self.common))
 
     @property
     def few_shot(self) -> list[Column]:
@@ -157,18 +164,29 @@ class Board:
         return next((row for row in self.rows if row.fusion == PARENT), None)
 
     def primary(self) -> list[Column]:
-        """Return the columns that the terminal's table shows: the primary metrics of every probe but few-shot."""
-        chosen = []
+        """Return the columns that the terminal's table shows.
+
+        The primary metrics of every probe but few-shot (of a probe that has none of them, its first), under the first
+        prompt set of each label set.
+        """
         probes = list(dict.fromkeys(column.probe for column in self.columns))
+        chosen: list[Column] = []
         for probe in probes:
             mine = [c for c in self.columns if c.probe == probe and not is_few_shot(c)]
-            chosen += [c for c in mine if c.metric in PRIMARY] or mine[:1]
-        return chosen
+            main = [c for c in mine if c.metric in PRIMARY] or mine[:1]
+            firsts: dict[Key, str] = {}
+            for column in main:
+                told = column.told
+                first = firsts.setdefault((column.metric, told["label_set"], told["modality"]), told["prompt_set"])
+                if told["prompt_set"] == first:
+                    chosen.append(column)
+        rank = {metric: i for i, metric in enumerate(PRIMARY)}
+        return sorted(chosen, key=lambda c: (probes.index(c.probe), rank.get(c.metric, 0)))
 
 
 def is_few_shot(column: Column) -> bool:
     """Whether a column has a number of shots, and so belongs to the few-shot table."""
-    return bool(column.key[MEASURE.index("shots")] != "")
+    return bool(column.told["shots"] != "")
 
 
 def _constant(row: pd.Series[Any]) -> str:
@@ -179,9 +197,15 @@ def _constant(row: pd.Series[Any]) -> str:
     return f"{row['C']:g}"
 
 
-def _base_label(row: pd.Series[Any]) -> str:
-    kernel = "" if row["kernel"] == "cosine" else row["kernel"]
-    return ", ".join(part for part in (display_name(row["fusion"]), row["alignment"], row["sketch"], kernel) if part)
+def _common(table: pd.DataFrame) -> dict[str, str]:
+    """Return the sketch and the kernel if there is but one."""
+    found = {name: [value for value in table[name].unique() if value] for name in ("sketch", "kernel")}
+    return {name: values[0] for name, values in found.items() if len(values) == 1}
+
+
+def _base_label(row: pd.Series[Any], common: Mapping[str, str]) -> str:
+    parts = [display_name(row["fusion"]), *(row[n] for n in ("alignment", "sketch", "kernel") if n not in common)]
+    return ", ".join(part for part in parts if part)
 
 
 def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
@@ -194,7 +218,8 @@ def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
 
 def _label(table: pd.DataFrame) -> pd.DataFrame:
     """Add ``label`` and ``constant``: equal for one method, different for different ones."""
-    table = table.assign(label=table.apply(_base_label, axis=1), constant=table.apply(_constant, axis=1))
+    common = _common(table)
+    table = table.assign(label=table.apply(_base_label, axis=1, common=common), constant=table.apply(_constant, axis=1))
     identity = table[list(METHOD)].astype(str).agg("\0".join, axis=1)
     for _, group in table.groupby(["data", "pair", "label", "dim", "constant"], sort=False):
         ids = identity[group.index].unique()
@@ -244,15 +269,18 @@ def boards(table: pd.DataFrame) -> list[Board]:
     if table.empty:
         return []
     found = []
-    for (data, pair), group in _label(table).groupby(["data", "pair"], sort=False):
+    for (data, pair), part in table.groupby(["data", "pair"], sort=False):
+        group = _label(part)
         rows: dict[Key, Row] = {}
         for _, cell in group.iterrows():
             key = (cell["label"], cell["dim"], cell["constant"])
             row = rows.setdefault(key, Row(cell["label"], cell["fusion"], int(cell["dim"]), cell["constant"]))
             row.cells[tuple(cell[list(MEASURE)])] = cell
-        board = Board(str(data), str(pair), _columns(group), list(rows.values()))
+        common = tuple(f"{value} {name}" for name, value in _common(group).items())
+        board = Board(str(data), str(pair), _columns(group), list(rows.values()), common)
         for column in board.columns:
-            _compare(board, column)
+            if column.metric not in KEEPS_PARENT:
+                _compare(board, column)
         found.append(board)
     return found
 
@@ -337,9 +365,8 @@ def notes_for(board: Board, columns: Sequence[Column]) -> list[str]:
     if "seeds" in kinds:
         spans.append(f"over {_counts(c['n'] for c in cells if c['interval'] == 'seeds')} seeds (Student's t)")
     if "subsets" in kinds:
-        spans.append(
-            f"over {_counts(c['n'] for c in cells if c['interval'] == 'subsets')} few-shot subsets (Student's t)"
-        )
+        what = "few-shot subsets" if all(map(is_few_shot, columns)) else "subsets or starts"
+        spans.append(f"over {_counts(c['n'] for c in cells if c['interval'] == 'subsets')} {what} (Student's t)")
     if "items" in kinds:
         counts = _counts(c["n"] for c in cells if c["interval"] == "items")
         spans.append(f"* over {counts} test items (bootstrap; one run, or nothing random)")
@@ -361,14 +388,15 @@ def _counts(numbers: Iterable[int]) -> str:
 
 def _chunks(board: Board, columns: Sequence[Column], width: int) -> Iterator[list[Column]]:
     """Split columns over as many tables as the width asks for."""
-    lead = max(len(row.label) for row in board.rows) + 3 + 7 + max(3, *(len(r.constant) + 3 for r in board.rows))
+    leads = [(row.label, str(row.dim), row.constant) for row in board.rows]
+    lead = 2 + sum(2 + max(map(len, texts)) for texts in zip(*leads, strict=True))
     chunk: list[Column] = []
     used = lead
     for column in columns:
         lines = column.title.split("\n")
         cells = [len(" ".join(_cell_text(row, column)).strip()) for row in board.rows]
         # A long heading is wrapped between its words; a cell never is.
-        need = 3 + max(*cells, *(len(word) for line in lines for word in line.split(" ")))
+        need = 2 + max(*cells, *(len(word) for line in lines for word in line.split(" ")))
         if chunk and used + need > width:
             yield chunk
             chunk, used = [], lead
@@ -378,7 +406,7 @@ def _chunks(board: Board, columns: Sequence[Column], width: int) -> Iterator[lis
         yield chunk
 
 
-def terminal_tables(board: Board, columns: Sequence[Column] | None = None, width: int = 110) -> list[RenderableType]:
+def terminal_tables(board: Board, columns: Sequence[Column] | None = None, width: int = 120) -> list[RenderableType]:
     """Return the board as tables no wider than ``width`` characters, and the notes under them."""
     columns = board.primary() if columns is None else list(columns)
     tables: list[RenderableType] = []
@@ -389,6 +417,8 @@ def terminal_tables(board: Board, columns: Sequence[Column] | None = None, width
             title_style="bold",
             title_justify="left",
             header_style="",
+            collapse_padding=True,
+            pad_edge=False,
         )
         table.add_column("method", no_wrap=True)
         table.add_column("dim", justify="right", no_wrap=True)
@@ -417,9 +447,9 @@ def few_shot_table(found: Sequence[Board]) -> pd.DataFrame:
     rows: dict[Key, dict[str, str]] = {}
     several_pairs = len({board.pair for board in found}) > 1
     for board in found:
-        sets = {dict(zip(MEASURE, c.key, strict=True))["label_set"] for c in board.few_shot}
+        sets = {column.told["label_set"] for column in board.few_shot}
         for column in board.few_shot:
-            told = dict(zip(MEASURE, column.key, strict=True))
+            told = column.told
             if column.metric != "accuracy":
                 continue
             name = " ".join(
@@ -433,7 +463,7 @@ def few_shot_table(found: Sequence[Board]) -> pd.DataFrame:
             )
             for row in board.rows:
                 if column.key in row.cells:
-                    label = f"{row.label}, {row.dim}" if _ambiguous(board, row) else row.label
+                    label = short_label(board, row, column)
                     key = (told["shots"], label, told["form"] or told["modality"])
                     rows.setdefault(key, {})[name] = _cell_text(row, column)[0]
     order = {label: i for i, label in enumerate(dict.fromkeys(key[1] for key in rows))}
@@ -445,8 +475,15 @@ def few_shot_table(found: Sequence[Board]) -> pd.DataFrame:
     return table.fillna("–")
 
 
-def _ambiguous(board: Board, row: Row) -> bool:
-    return sum(other.label == row.label for other in board.rows) > 1
+def short_label(board: Board, row: Row, column: Column) -> str:
+    """Return a row's label, with its dimension and constant where only they tell it from another row of a column."""
+    rivals = [other for other in board.rows if other.label == row.label and column.key in other.cells]
+    told = [row.label]
+    if len({other.dim for other in rivals}) > 1:
+        told.append(f"{row.dim} dims")
+    if len({other.constant for other in rivals if other.dim == row.dim}) > 1:
+        told.append(f"C={row.constant}")
+    return ", ".join(told)
 
 
 def few_shot_terminal(found: Sequence[Board]) -> list[RenderableType]:
@@ -532,7 +569,7 @@ def save_csv(table: pd.DataFrame, path: Path) -> None:
 def print_boards(found: Sequence[Board], console: Console | None = None) -> None:
     """Print every board and the few-shot table; wide boards as several tables."""
     console = console or Console()
-    width = max(100, min(console.width, 140))
+    width = min(console.width, 120) if console.is_terminal else 120
     for board in found:
         for item in terminal_tables(board, width=width):
             console.print(item)
