@@ -1,0 +1,177 @@
+"""Out-of-distribution test: heads of this dataset's training split, tested on other sets with the same classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from krossfuse.data.base import SPLITS, TEST, TRAIN, VAL, Part
+from krossfuse.errors import ConfigError, DataError, check_positive
+from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.probes.rows import (
+    accuracy_figures,
+    best_of,
+    blocks,
+    check_every_class,
+    check_names,
+    finite_rows,
+    labelled,
+    part_labels,
+)
+from krossfuse.probes.solvers import Target, fit_logistic
+from krossfuse.probes.zero_shot import ZeroShot
+
+HEADS = ("linear", "zero_shot")
+SHIFTED = "test_"
+"""Splits whose names begin so are test sets of the same classes from elsewhere, e.g. ``test_sketch``."""
+
+_BLOCK = 4096
+
+
+class OutOfDistribution(Probe):
+    """Accuracy on the dataset's own test split and on shifted ones, whose items no head has been fitted or chosen on.
+
+    ``linear`` is logistic regression on the training split with C chosen on the validation split, both of this dataset;
+    ``zero_shot`` is :class:`~krossfuse.probes.ZeroShot` with the first prompt set of the label set. Figures, by head
+    (in ``form``) and ``split``: ``accuracy`` and ``mean_per_class_accuracy``; by head, ``shifted_accuracy``, the mean
+    of the accuracies on the shifted splits, each counting alike. A shifted split may lack classes.
+
+    Args:
+        splits: the shifted splits, or None for every ``test_...`` that the space has.
+        heads: of ``"linear"`` and ``"zero_shot"``.
+        grid: values of C, the weight of the sum of losses against ½‖W‖².
+        tol: bound on the gradient, relative to that at zero weights.
+        label_sets: names, or None for every single-label set with labels for a shifted split.
+    """
+
+    name = "ood"
+
+    def __init__(
+        self,
+        *,
+        splits: Sequence[str] | None = None,
+        heads: Sequence[str] = HEADS,
+        grid: Sequence[float] = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0),
+        tol: float = 1e-3,
+        label_sets: Sequence[str] | None = None,
+    ) -> None:
+        check_positive("tol", tol)
+        if not len(grid):
+            raise ConfigError("grid=[] must hold at least one value of C")
+        for value in grid:
+            check_positive("grid", value)
+        self.splits = None if splits is None else check_names("splits", splits)
+        for split in self.splits or []:
+            if split in SPLITS:
+                raise ConfigError(f"splits: {split!r} is this dataset's own; name test sets from elsewhere")
+        self.heads = check_names("heads", heads, HEADS)
+        self.grid = sorted({float(value) for value in grid})
+        self.tol = tol
+        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
+
+    def _shifted(self, space: EmbeddingSpace) -> list[str]:
+        if self.splits is not None:
+            return self.splits
+        return sorted(p.split for p in space.parts if p.split.startswith(SHIFTED) and p.modality == "image")
+
+    def _chosen(self, space: EmbeddingSpace) -> list[str]:
+        shifted = self._shifted(space)
+        return [
+            name
+            for name, label_set in space.info.label_sets.items()
+            if (
+                name in self.label_sets
+                if self.label_sets is not None
+                else not label_set.multilabel and any(split in label_set.labels for split in shifted)
+            )
+        ]
+
+    def applies(self, space: EmbeddingSpace) -> bool:
+        """Whether it has training, test and shifted images with labels."""
+        own = Part(TRAIN, "image") in space and Part(TEST, "image") in space
+        return own and bool(self._shifted(space)) and bool(self._chosen(space))
+
+    def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
+        """Measure; nothing is random, so ``seed`` changes nothing.
+
+        Raises:
+            DataError: a split is missing, a class has no training item, or features have NaN.
+        """
+        shifted = self._shifted(space)
+        for split in shifted:
+            space[Part(split, "image")]
+        if not shifted:
+            raise DataError(f"{space.info.name!r} has no split {SHIFTED}... with images, so no shifted test set")
+        for name in self.label_sets or []:
+            if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
+                usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
+                raise DataError(f"the test needs single-label sets; {name!r} is not one of {usable}")
+        figures: list[Figure] = []
+        heads: dict[str, nn.Module] = {}
+        for name in self._chosen(space):
+            labels = space.info.label_sets[name].labels
+            splits = [TEST, *(split for split in shifted if split in labels)]
+            by_head: dict[str, list[Figure]] = {}
+            if "linear" in self.heads:
+                heads[f"{name}/linear"], by_head["linear"] = self._linear(space, name, splits)
+            if "zero_shot" in self.heads:
+                by_head["zero_shot"] = self._zero_shot(space, name, splits)
+            for head, own in by_head.items():
+                figures += own
+                away = [f.value for f in own if f.metric == "accuracy" and f.protocol["split"] != TEST]
+                if away:
+                    protocol = {"form": head, "splits": splits[1:]}
+                    figures.append(Figure("shifted_accuracy", sum(away) / len(away), "image", name, protocol))
+        return ProbeResult(
+            figures, {"grid": self.grid, "tol": self.tol, "selected_on": VAL, "refit": False, "shifted": shifted}, heads
+        )
+
+    def _linear(self, space: EmbeddingSpace, name: str, splits: list[str]) -> tuple[nn.Module, list[Figure]]:
+        label_set = space.info.label_sets[name]
+        part = Part(TRAIN, "image")
+        for block in blocks(len(space[part]), _BLOCK):
+            finite_rows(space[part][block], part, rows=torch.arange(block.start, block.stop))
+        labels = part_labels(space, TRAIN, "image", name)
+        check_every_class(labels[labels >= 0], label_set.classes)
+        (fit,) = fit_logistic(space[part], Target(labels, len(label_set.classes)), C=self.grid, tol=self.tol)
+        best, protocol = 0, dict[str, Any]()
+        if len(self.grid) > 1:
+            rows, truth = labelled(space, VAL, "image", name)
+            scores = _scores(space, VAL, rows, fit.weights.flatten(0, 1), fit.intercepts.flatten())
+            scores = scores.reshape(len(rows), len(self.grid), -1).transpose(0, 1)
+            best, protocol["val_accuracy"] = best_of(scores, truth)
+        solution = fit.at(best)
+        head = nn.Linear(solution.weights.shape[1], len(label_set.classes), dtype=solution.weights.dtype)
+        head.load_state_dict({"weight": solution.weights, "bias": solution.intercepts})
+        protocol |= {"form": "linear", "selected_C": self.grid[best], "n_train": int((labels >= 0).sum())}
+        figures = []
+        for split in splits:
+            rows, truth = labelled(space, split, "image", name)
+            right = _scores(space, split, rows, solution.weights, solution.intercepts).argmax(1) == truth
+            own = {**protocol, "split": split, "n_test": len(rows)}
+            figures += accuracy_figures(right, truth, modality="image", label_set=name, protocol=own)
+        return head, figures
+
+    def _zero_shot(self, space: EmbeddingSpace, name: str, splits: list[str]) -> list[Figure]:
+        prompts = space.info.label_sets[name].prompts
+        if not prompts or Part.prompts(name, next(iter(prompts))) not in space:
+            return []
+        probe = ZeroShot(label_sets=[name], prompt_sets=[next(iter(prompts))], extra_splits=splits[1:])
+        return [
+            replace(f, protocol={**f.protocol, "form": "zero_shot"})
+            for f in probe.evaluate(space, seed=0).figures
+            if f.metric in ("accuracy", "mean_per_class_accuracy")
+        ]
+
+
+def _scores(space: EmbeddingSpace, split: str, rows: Tensor, weights: Tensor, intercepts: Tensor) -> Tensor:
+    part = Part(split, "image")
+    out = [
+        finite_rows(space[part][rows[b]], part, rows=rows[b]).to(weights.dtype) @ weights.T + intercepts
+        for b in blocks(len(rows), _BLOCK)
+    ]
+    return torch.cat(out)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from krossfuse.data.base import DatasetInfo, LabelSet, Part, Prompts
+from krossfuse.errors import ConfigError, DataError
+from krossfuse.probes import OutOfDistribution, ZeroShot
+from krossfuse.probes.base import EmbeddingSpace, Figure, ProbeResult
+
+SIZES = {"train": 90, "val": 30, "test": 60, "test_sketch": 45, "test_paint": 20}
+PROMPTS = Part.prompts("class", "plain")
+
+
+def make_space() -> EmbeddingSpace:
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(3, 12, generator=g)
+    labels, parts = {}, {}
+    for split, n in SIZES.items():
+        labels[split] = torch.arange(n) % 3
+        shift = 1.5 if split.startswith("test_") else 0.0
+        noise = torch.randn(n, 12, generator=g)
+        parts[Part(split, "image")] = centres[labels[split]] + noise + shift * torch.randn(12, generator=g)
+    labels["test_sketch"][:4] = -1
+    labels["test_paint"] %= 2
+    parts[PROMPTS] = centres + 0.2 * torch.randn(3, 12, generator=g)
+    prompts = Prompts(("a", "b", "c"), torch.arange(3))
+    info = DatasetInfo("toy", {}, {"class": LabelSet(("a", "b", "c"), labels, {"plain": prompts})})
+    return EmbeddingSpace(info, parts)
+
+
+def figure(result: ProbeResult, form: str, split: str, metric: str = "accuracy") -> Figure:
+    (one,) = [
+        f for f in result.figures if (f.metric, f.protocol["form"], f.protocol.get("split")) == (metric, form, split)
+    ]
+    return one
+
+
+def test_the_linear_head_is_that_of_scikit_learn_on_every_split() -> None:
+    space = make_space()
+    labels = space.info.label_sets["class"].labels
+    result = OutOfDistribution(grid=[0.01, 1.0], tol=1e-6).evaluate(space, seed=0)
+    x = {split: space[Part(split, "image")].numpy() for split in SIZES}
+    models = {
+        C: LogisticRegression(C=C, tol=1e-8, max_iter=5000).fit(x["train"], labels["train"].numpy())
+        for C in (0.01, 1.0)
+    }
+    val = {C: model.score(x["val"], labels["val"].numpy()) for C, model in models.items()}
+    C = figure(result, "linear", "test").protocol["selected_C"]
+    assert val[C] == max(val.values())
+    for split in ("test", "test_sketch", "test_paint"):
+        keep = (labels[split] >= 0).numpy()
+        theirs = models[C].score(x[split][keep], labels[split].numpy()[keep])
+        assert figure(result, "linear", split).value == pytest.approx(theirs)
+    head = result.heads["class/linear"]
+    own = (head(space[Part("test", "image")]).argmax(1) == labels["test"]).float().mean()
+    assert figure(result, "linear", "test").value == pytest.approx(float(own))
+
+
+def test_the_zero_shot_head_is_the_zero_shot_probe() -> None:
+    space = make_space()
+    result = OutOfDistribution(heads=["zero_shot"]).evaluate(space, seed=0)
+    alone = ZeroShot(extra_splits=["test_sketch", "test_paint"]).evaluate(space, seed=0)
+    for f in alone.figures:
+        assert figure(result, "zero_shot", f.protocol["split"], f.metric).value == f.value
+
+
+def test_the_mean_over_shifted_splits_leaves_the_own_test_split_out() -> None:
+    result = OutOfDistribution().evaluate(make_space(), seed=0)
+    for form in ("linear", "zero_shot"):
+        (mean,) = [f for f in result.figures if f.metric == "shifted_accuracy" and f.protocol["form"] == form]
+        away = [figure(result, form, split).value for split in ("test_sketch", "test_paint")]
+        assert mean.value == pytest.approx(sum(away) / 2)
+        assert mean.value < figure(result, form, "test").value
+
+
+def test_bad_input_is_named() -> None:
+    space = make_space()
+    assert OutOfDistribution().applies(space)
+    own = replace(space, parts={p: x for p, x in space.parts.items() if not p.split.startswith("test_")})
+    assert not OutOfDistribution().applies(own)
+    with pytest.raises(DataError, match="no shifted test set"):
+        OutOfDistribution().evaluate(own, seed=0)
+    with pytest.raises(DataError, match="test_clip:image"):
+        OutOfDistribution(splits=["test_clip"]).evaluate(space, seed=0)
+    label_set = space.info.label_sets["class"]
+    without = {**label_set.labels, "train": torch.arange(90) % 2}
+    info = replace(space.info, label_sets={"class": replace(label_set, labels=without)})
+    with pytest.raises(DataError, match=r"'c' \(label 2\) has 0 training items"):
+        OutOfDistribution().evaluate(replace(space, info=info), seed=0)
+    broken = space[Part("test_paint", "image")].clone()
+    broken[6] = float("nan")
+    with pytest.raises(DataError, match=r"test_paint:image .* row 6"):
+        OutOfDistribution().evaluate(replace(space, parts={**space.parts, Part("test_paint", "image"): broken}), seed=0)
+    with pytest.raises(ConfigError, match="'val'"):
+        OutOfDistribution(splits=["val"])
+    with pytest.raises(ConfigError, match="did you mean 'linear'"):
+        OutOfDistribution(heads=["liner"])
