@@ -3,6 +3,41 @@
 The rooms of the house, each of which knows only those before it::
 
     data -> encoders -> features -> fusion -> probes -> results
+
+What others build on is here, imported when first used, so that ``import krossfuse`` itself costs nothing.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "krossfuse.data.base": ("DatasetInfo", "LabelSet", "Part", "Prompts"),
+    "krossfuse.features.bundle": ("FeatureBundle",),
+    "krossfuse.fusion.base": ("FusionMethod", "InputSpec"),
+    "krossfuse.fusion.baselines": ("CCA", "AverageKernel", "PCAConcatenation", "RFFConcatenation"),
+    "krossfuse.fusion.io": ("load_fusion", "save_fusion"),
+    "krossfuse.fusion.methods": ("Alone", "Concatenation", "ExactKrossFuse", "RPKrossFuse", "UnimodalKrossFuse"),
+    "krossfuse.fusion.module": ("FusionModule",),
+    "krossfuse.fusion.postprocess": ("PostProcess",),
+    "krossfuse.fusion.stream": ("fit_method", "fuse_bundle", "fuse_rows", "fuse_to_file", "inputs_of"),
+    "krossfuse.fusion.trained": ("Attention", "Comm", "Gate"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

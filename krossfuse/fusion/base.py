@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from krossfuse.data.base import Modality
 from krossfuse.encoders.base import CROSS_MODAL as CROSS_MODAL
+from krossfuse.errors import ConfigError
 
 Features = Mapping[str, Tensor]
 """Features of one batch by role: ``"cross_modal"`` or an expert's name to (batch, dim)."""
@@ -42,13 +44,28 @@ class FusionMethod(nn.Module, ABC):
     any device. Everything drawn or fitted is a registered buffer (or parameter), so ``state_dict``, ``.to()`` and
     safetensors hold all of it. Constructing validates the hyper-parameters and raises ``ConfigError``.
 
+    Constructors take keyword arguments only; they are kept in ``arguments``, from which ``io.save_fusion`` writes the
+    configuration beside the tensors.
+
     Attributes:
         inputs: the dimensions of the parents.
         deterministic: True when neither the seed nor the fit's data order changes the result (no seeds to sweep).
+        trained: True when ``fit`` needs labels.
+        arguments: what it was constructed with.
+        fitted_buffers: names of the buffers that are empty before the fit and take any shape when a state is loaded.
     """
 
     inputs: InputSpec
     deterministic: bool = False
+    trained: bool = False
+    arguments: dict[str, Any]
+    fitted_buffers: ClassVar[tuple[str, ...]] = ()
+
+    def __new__(cls, **arguments: Any) -> Self:  # noqa: D102
+        method = super().__new__(cls)
+        # Past nn.Module's __setattr__, which registers modules and works only after nn.Module's __init__.
+        method.__dict__["arguments"] = arguments
+        return method
 
     @property
     @abstractmethod
@@ -86,6 +103,13 @@ class FusionMethod(nn.Module, ABC):
         """Return the exact kernel (len(a), len(b)) that the embedding approximates, or None if it has none."""
         return None
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        for name in self.fitted_buffers:
+            if prefix + name in state_dict:
+                like = state_dict[prefix + name]
+                setattr(self, name, torch.empty_like(like, device=self.get_buffer(name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return the flat, JSON-able description that goes into every result.
@@ -93,3 +117,22 @@ class FusionMethod(nn.Module, ABC):
         Keys where they apply: ``method``, ``dim`` (total output), ``alignment``, ``sketch``, ``kernel``,
         ``bandwidth``, ``C``, ``seed``, and whatever else the method was configured with or has chosen.
         """
+
+
+def expert_modalities(inputs: InputSpec, method: str, missing: str) -> tuple[Modality, ...]:
+    """Return the modalities that a method without symmetrisation can encode.
+
+    Raises:
+        ConfigError: there is no expert, or there are experts on both sides and nothing stands for the missing ones.
+    """
+    sides: tuple[Modality, ...] = tuple(m for m in ("image", "text") if inputs.experts(m))  # type: ignore[misc]
+    if not sides:
+        raise ConfigError(f"{method} needs an expert beside the cross-modal encoder; choose a pair that has one")
+    if missing == "zeros" and inputs.cross_modal is not None:
+        return ("image", "text")
+    if len(sides) == 2:
+        raise ConfigError(
+            f"{method} has no common space for image experts {list(inputs.image_experts)} and text experts "
+            f"{list(inputs.text_experts)}; use missing=zeros where the method has it, or a pair with one side"
+        )
+    return sides

@@ -35,6 +35,7 @@ class PostProcess(FusionMethod):
         ConfigError: a bad value; ``DimensionError`` where ``pca_dim`` is larger than the method's dimension.
     """
 
+    fitted_buffers = ("mean", "axes")
     mean: Tensor
     axes: Tensor
 
@@ -62,14 +63,9 @@ class PostProcess(FusionMethod):
         if dtype is not None:
             check_choice("dtype", dtype, DTYPES)
         self.pca_dim, self.centre, self.normalise, self.dtype = pca_dim, centre, normalise, dtype
-        self.deterministic = self.method.deterministic
+        self.deterministic, self.trained = self.method.deterministic, self.method.trained
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("axes", torch.empty(0, 0))
-
-    @property
-    def trained(self) -> bool:
-        """Whether the wrapped method is trained with labels."""
-        return bool(getattr(self.method, "trained", False))
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -112,7 +108,7 @@ class PostProcess(FusionMethod):
         if self.pca_dim is not None:
             if not self.axes.numel():
                 raise NotFittedError(f"the PCA to {self.pca_dim} dimensions is not fitted; call fit() first")
-            fused = (fused - self.mean.to(fused.dtype)) @ self.axes.to(fused.dtype)
+            fused = (fused - self.mean) @ self.axes
         if self.normalise:
             fused = nn.functional.normalize(fused, dim=1)
         return fused if self.dtype is None else fused.to(DTYPES[self.dtype])
@@ -181,4 +177,5 @@ def principal_axes(blocks: Callable[[], Iterable[Tensor]], *, n: int, k: int, ce
         inside = values > values[0] * n * torch.finfo(torch.float64).eps
         axes = x.T @ (vectors * torch.where(inside, values.clamp_min(1e-300).rsqrt(), 0.0))
     signs = torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
-    return mean.to(**like), (axes * torch.where(signs == 0, 1.0, signs)).to(**like)
+    # Contiguous, as a state that was saved and loaded is: other strides can mean other last bits.
+    return mean.to(**like), (axes * torch.where(signs == 0, 1.0, signs)).to(**like).contiguous()

@@ -272,12 +272,12 @@ def fit_method(
     """Fit a method on the training split of a bundle.
 
     Images are the training images; texts are the training texts or, where the dataset has none, its class texts
-    (prompts). Labels reach the method only when ``label_set`` is named; methods that are label-free ignore them.
+    (prompts). Only a method that is ``trained`` is given labels, those of the side that has experts.
 
     Args:
         method: to fit, in place.
         bundle: stored features.
-        label_set: labels for trained methods and for C by cross-validation; rows without a label are left out then.
+        label_set: labels for trained methods and for C by cross-validation.
         max_rows: a larger training split is represented by a random subset of this many rows (each modality its
             own draw); None = all rows. Trained methods always see all rows.
         seed: of that draw.
@@ -286,12 +286,12 @@ def fit_method(
         ``method``.
 
     Raises:
-        DataError: no training features, or a label set with several labels an item.
+        DataError: no training features, or a label set that is missing or has several labels an item.
     """
     if max_rows is not None:
         check_positive("max_rows", max_rows, integer=True)
-    if getattr(method, "trained", False):
-        max_rows = None
+    labelled: Modality = "text" if method.inputs.text_experts and not method.inputs.image_experts else "image"
+    device = device_of(method)
     given: dict[Modality, Features] = {}
     labels: Tensor | None = None
     for modality in MODALITIES:
@@ -299,17 +299,13 @@ def fit_method(
         if features is None:
             continue
         n = len(next(iter(features.values())))
-        rows = torch.arange(n)
-        own = _training_labels(bundle, label_set, modality, n) if labels is None else None
-        if own is not None:
-            rows = rows[own >= 0]
-        if max_rows is not None and len(rows) > max_rows:
+        if method.trained and modality == labelled and label_set is not None:
+            labels = _training_labels(bundle, label_set, modality, n)
+        if not method.trained and max_rows is not None and n > max_rows:
             generator = torch.Generator().manual_seed(seed)
-            rows = rows[torch.randperm(len(rows), generator=generator)[:max_rows].sort().values]
-        labels = own[rows] if own is not None else labels
-        whole = len(rows) == n
-        device = device_of(method)
-        given[modality] = {role: (x if whole else x[rows]).to(device) for role, x in features.items()}
+            rows = torch.randperm(n, generator=generator)[:max_rows].sort().values
+            features = {role: x[rows] for role, x in features.items()}
+        given[modality] = {role: x.to(device) for role, x in features.items()}
     if not given:
         raise DataError(f"dataset {bundle.info.name!r} has no training features to fit {type(method).__name__} on")
     method.fit(image=given.get("image"), text=given.get("text"), labels=labels)
@@ -329,14 +325,14 @@ def _training_features(method: FusionMethod, bundle: FeatureBundle, modality: Mo
     return {role: torch.cat([features[role] for features in found]) for role in found[0]}
 
 
-def _training_labels(bundle: FeatureBundle, label_set: str | None, modality: Modality, rows: int) -> Tensor | None:
-    """Labels of the training rows of the first modality that is there, or None where there are none."""
-    if label_set is None or Part(TRAIN, modality) not in bundle:
-        return None
+def _training_labels(bundle: FeatureBundle, label_set: str, modality: Modality, rows: int) -> Tensor | None:
+    """Labels of the training rows; None where these are class texts of a dataset without training texts."""
     if label_set not in bundle.info.label_sets:
         raise DataError(
             f"dataset {bundle.info.name!r} has no label set {label_set!r}; it has {list(bundle.info.label_sets)}"
         )
+    if Part(TRAIN, modality) not in bundle:
+        return None
     if bundle.info.label_sets[label_set].multilabel:
         raise DataError(f"label set {label_set!r} has several labels an item; a fit with labels needs one an item")
     labels = bundle.info.labels(label_set, Part(TRAIN, modality))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from krossfuse.data.base import Modality
 from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
-from krossfuse.fusion.base import CROSS_MODAL, Features, FusionMethod, InputSpec
-from krossfuse.fusion.baselines import MISSING, expert_modalities, fit_sides, unit_features
+from krossfuse.fusion.base import CROSS_MODAL, Features, FusionMethod, InputSpec, expert_modalities
+from krossfuse.fusion.baselines import fit_sides, unit_features
 
 
 class TrainedFusion(FusionMethod):
@@ -39,7 +39,7 @@ class TrainedFusion(FusionMethod):
         ConfigError: a bad value, no expert, or experts on both sides.
     """
 
-    trained: ClassVar[bool] = True
+    trained = True
     name: ClassVar[str]
     fitted: Tensor
     best_epoch: Tensor
@@ -142,7 +142,8 @@ class TrainedFusion(FusionMethod):
         units = unit_features(features, self.roles)
         if not self.fitted:
             raise NotFittedError(f"{self.name} is not trained yet; call fit() with labels first")
-        return self.fuse(units)
+        dtype = next(self.parameters()).dtype
+        return self.fuse({role: unit.to(dtype) for role, unit in units.items()})
 
     def describe(self) -> dict[str, Any]:
         """Return the flat description for the results: dimension, seed and the whole recipe."""
@@ -224,18 +225,19 @@ class Comm(TrainedFusion):
     [φ(ψ) ; 0] and image-text similarities are exactly the cross-modal encoder's.
 
     Args:
-        dim: total dimension; the MLP has what the cross-modal features leave, one at least.
+        dim: total dimension, of which the MLP has what the cross-modal features leave; None = twice the latter.
         missing: ``none`` or ``zeros``.
         recipe: see :class:`TrainedFusion`.
     """
 
     name = "comm"
 
-    def __init__(self, *, inputs: InputSpec, dim: int = 1024, missing: str = "none", **recipe: Any) -> None:
-        check_choice("missing", missing, MISSING)
-        check_positive("dim", dim, integer=True)
+    def __init__(self, *, inputs: InputSpec, dim: int | None = None, missing: str = "none", **recipe: Any) -> None:
+        check_choice("missing", missing, ("none", "zeros"))
         if inputs.cross_modal is None:
             raise ConfigError("comm needs a cross-modal encoder")
+        dim = 2 * inputs.cross_modal if dim is None else dim
+        check_positive("dim", dim, integer=True)
         if dim <= inputs.cross_modal:
             raise DimensionError(
                 f"dim={dim} leaves nothing for the experts beside {inputs.cross_modal} cross-modal dimensions"

@@ -106,7 +106,7 @@ def test_raw_inputs_end_to_end(toy_bundle: FeatureBundle) -> None:
         FusionModule(pca()).embed("image", images)
     with pytest.raises(ConfigError, match="16 dimensions"):
         FusionModule(pca(), encoders={"cross_modal": Means(16)})
-    with pytest.raises(ConfigError, match="no parent .* 'dinosaur'"):
+    with pytest.raises(ConfigError, match=r"no parent .* 'dinosaur'"):
         FusionModule(pca(), encoders={"dinosaur": Means(16)})
 
 
@@ -126,7 +126,7 @@ def test_bad_heads(toy_bundle: FeatureBundle) -> None:
 def test_misfits_are_named_before_any_work(toy_bundle: FeatureBundle, tmp_path: Path) -> None:
     method = fit_method(pca(), toy_bundle)
     x = toy_bundle[Part(TEST, "image")]
-    with pytest.raises(DataError, match="'dino'.* are missing"):
+    with pytest.raises(DataError, match=r"'dino'.* are missing"):
         fuse_rows(method, "image", {"cross_modal": x["cross_modal"]})
     with pytest.raises(DataError, match=r"expected \(n, 16\)"):
         fuse_rows(method, "image", {**x, "dino": x["dino"][:, 1:]})
@@ -134,40 +134,54 @@ def test_misfits_are_named_before_any_work(toy_bundle: FeatureBundle, tmp_path: 
         fuse_rows(method, "image", {**x, "dino": x["dino"][1:]})
     broken = {role: tensor.clone() for role, tensor in x.items()}
     broken["dino"][40, 3] = torch.nan
-    with pytest.raises(DataError, match="'dino'.*NaN"):
+    with pytest.raises(DataError, match=r"'dino'.*NaN"):
         fuse_to_file(method, "image", broken, tmp_path / "x.npy", block_rows=16)
     assert not list(tmp_path.iterdir()), "a failed job must leave nothing half-written"
-    with pytest.raises(DataError, match="no features for test:audio|no features for"):
+    with pytest.raises(DataError, match="no features for trial:image"):
         fuse_bundle(method, toy_bundle, parts=[Part("trial", "image")])
 
 
-def test_fit_sees_a_random_subset_and_labelled_rows(toy_bundle: FeatureBundle) -> None:
-    seen: dict[str, Any] = {}
+class Spy(PCAConcatenation):
+    """Keeps what fit was given."""
 
-    class Spy(PCAConcatenation):
-        def fit(self, image: Any = None, text: Any = None, *, labels: Any = None) -> Spy:
-            seen.update(image=image, text=text, labels=labels)
-            return self
+    def fit(self, image: Any = None, text: Any = None, *, labels: Any = None) -> Spy:
+        self.seen = {"image": image, "text": text, "labels": labels}
+        return self
 
-    labels = {**toy_bundle.info.label_sets["animal"].labels}
-    labels["train"] = labels["train"].clone()
-    labels["train"][::2] = -1
-    info = DatasetInfo("toy", {}, {"animal": LabelSet(tuple("abcdefgh"), labels)})
-    bundle = FeatureBundle(info, "toy_pair", toy_bundle.features)
-    method = Spy(inputs=IMAGE_ONLY, dim=5, missing="zeros")
-    fit_method(method, bundle, max_rows=50, seed=1)
-    assert len(seen["image"]["dino"]) == len(seen["text"]["cross_modal"]) == 50 and seen["labels"] is None
-    first = seen["image"]["dino"]
-    fit_method(method, bundle, max_rows=50, seed=1)
-    assert torch.equal(first, seen["image"]["dino"])
-    fit_method(method, bundle, label_set="animal")
-    assert len(seen["labels"]) == len(seen["image"]["dino"]) == 80
-    assert torch.equal(seen["image"]["dino"], bundle[Part("train", "image")]["dino"][1::2])
+
+def test_fit_sees_a_random_subset(toy_bundle: FeatureBundle) -> None:
+    def seen(bundle: FeatureBundle, **options: Any) -> dict[str, Any]:
+        spy = Spy(inputs=IMAGE_ONLY, dim=5, missing="zeros")
+        fit_method(spy, bundle, label_set="animal", **options)
+        return spy.seen
+
+    few, again = (seen(toy_bundle, max_rows=50, seed=1) for _ in "12")
+    assert len(few["image"]["dino"]) == len(few["text"]["cross_modal"]) == 50
+    assert torch.equal(few["image"]["dino"], again["image"]["dino"])
+    assert few["labels"] is None, "a label-free method gets no labels"
+    assert len(seen(toy_bundle)["image"]["dino"]) == 160
+    no_texts = {part: x for part, x in toy_bundle.features.items() if part != Part("train", "text")}
+    bundle = FeatureBundle(toy_bundle.info, "toy_pair", no_texts)
+    prompts = toy_bundle[Part.prompts("animal", "plain")]["cross_modal"]
+    assert torch.equal(seen(bundle)["text"]["cross_modal"], prompts)
+
+
+def test_trained_methods_see_all_rows_and_their_sides_labels(toy_bundle: FeatureBundle) -> None:
+    info = toy_bundle.info
+    caption_of = {split: torch.arange(len(rows)).flip(0) for split, rows in info.caption_of.items()}
+    bundle = FeatureBundle(DatasetInfo("toy", {}, info.label_sets, caption_of), "toy_pair", toy_bundle.features)
+    labels = info.label_sets["animal"].labels["train"]
+    text_only = InputSpec(cross_modal=12, text_experts={"minilm": 10})
+    for inputs, expected in ((IMAGE_ONLY, labels), (text_only, labels.flip(0))):
+        spy = Spy(inputs=inputs, dim=5, missing="zeros")
+        spy.trained = True
+        fit_method(spy, bundle, label_set="animal", max_rows=50)
+        assert torch.equal(spy.seen["labels"], expected)
     with pytest.raises(DataError, match="no label set 'plant'"):
-        fit_method(method, bundle, label_set="plant")
-    no_texts = {part: x for part, x in bundle.features.items() if part != Part("train", "text")}
-    fit_method(method, FeatureBundle(info, "toy_pair", no_texts))
-    assert torch.equal(seen["text"]["cross_modal"], bundle[Part.prompts("animal", "plain")]["cross_modal"])
+        fit_method(spy, bundle, label_set="plant")
+    several = LabelSet(tuple("ab"), {"train": torch.ones(160, 2, dtype=torch.bool)}, multilabel=True)
+    with pytest.raises(DataError, match="several labels"):
+        fit_method(spy, FeatureBundle(DatasetInfo("toy", {}, {"m": several}), "p", bundle.features), label_set="m")
 
 
 def test_inputs_of_a_bundle(toy_bundle: FeatureBundle) -> None:

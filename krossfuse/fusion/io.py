@@ -1,0 +1,196 @@
+"""Save a fusion method to one safetensors file with its configuration, and load it again: the same bits.
+
+The configuration is JSON in the file's metadata: the class and its arguments, with kernels, sketches and wrapped
+methods nested as in the YAML files. Only classes of this package's ``fusion`` room, or registered ones, are ever
+built from a file; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from krossfuse import __version__
+from krossfuse.errors import ConfigError, StoreError, did_you_mean
+from krossfuse.fusion.base import FusionMethod, InputSpec
+from krossfuse.fusion.postprocess import DTYPES
+
+FORMAT = "krossfuse-fusion-1"
+TARGET, PARTIAL = "_target_", "_partial_"
+_HOME = "krossfuse.fusion."
+_registered: dict[str, type] = {}
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def register(cls: _Class) -> _Class:
+    """Allow a class from outside this package (method, kernel or sketch) to be loaded; usable as a decorator."""
+    _registered[_path(cls)] = cls
+    return cls
+
+
+def save_fusion(method: FusionMethod, path: Path | str) -> Path:
+    """Write a method, fitted or not, to one safetensors file, atomically.
+
+    Args:
+        method: in whatever precision and on whatever device it is; the precision is kept.
+        path: of the file; its folder is made.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ConfigError: an argument of the method cannot be written as JSON, or its class could not be loaded again.
+
+    Examples:
+        >>> import tempfile
+        >>> from krossfuse.fusion.baselines import AverageKernel
+        >>> method = AverageKernel(inputs=InputSpec(cross_modal=2, image_experts={"dino": 3}))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = load_fusion(save_fusion(method, f"{folder}/fusion.safetensors"))
+        >>> again.describe() == method.describe()
+        True
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    metadata = {"format": FORMAT, "version": __version__, "dtype": str(_dtype(method)).removeprefix("torch.")}
+    metadata["config"] = json.dumps(configuration(method), sort_keys=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial_file, metadata)
+        partial_file.replace(path)
+    finally:
+        partial_file.unlink(missing_ok=True)
+    return path
+
+
+def load_fusion(path: Path | str, *, device: torch.device | str = "cpu") -> FusionMethod:
+    """Read a method that :func:`save_fusion` wrote: it encodes to the same bits, in the same precision.
+
+    Args:
+        path: of the file.
+        device: where its tensors go.
+
+    Raises:
+        StoreError: the file is missing, damaged, or not a fusion method's.
+        ConfigError: it names a class that is neither this package's nor registered.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise StoreError(f"there is no fusion file {str(path)!r}; save_fusion writes one")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise StoreError(f"fusion file {str(path)!r} is damaged ({error}); save it again") from None
+    if metadata.get("format") != FORMAT:
+        raise StoreError(f"{str(path)!r} holds {metadata.get('format', 'no fusion method')!r}, expected {FORMAT!r}")
+    method = build(json.loads(metadata["config"]))
+    if not isinstance(method, FusionMethod):
+        raise StoreError(f"fusion file {str(path)!r} holds a {type(method).__name__}, not a fusion method")
+    # Before the state, for what is not in it: buffers that only carry a precision.
+    method.to(DTYPES[metadata["dtype"]])
+    missing, unexpected = method.load_state_dict(tensors, strict=False, assign=True)
+    if missing or unexpected:
+        raise StoreError(f"fusion file {str(path)!r} does not fit its class: without {missing}, beside {unexpected}")
+    return method.to(device).eval()
+
+
+def configuration(value: Any) -> Any:
+    """Return the JSON-able form of a method, or of one of its arguments: ``_target_`` and arguments, nested.
+
+    Raises:
+        ConfigError: it has no such form.
+    """
+    if isinstance(value, FusionMethod):
+        return {TARGET: _known(type(value)), **{k: configuration(v) for k, v in value.arguments.items()}}
+    if isinstance(value, InputSpec):
+        plain = {k: dict(v) if isinstance(v, Mapping) else v for k, v in vars(value).items()}
+        return {TARGET: _path(InputSpec), **plain}
+    if isinstance(value, partial):
+        if value.args:
+            raise ConfigError(f"{value} has positional arguments; fusion arguments are given by name")
+        return {**configuration(value.func), **{k: configuration(v) for k, v in value.keywords.items()}}
+    if isinstance(value, type):
+        return {TARGET: _known(value), PARTIAL: True}
+    if isinstance(value, Mapping):
+        return {str(k): configuration(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [configuration(v) for v in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ConfigError(f"cannot save {value!r} ({type(value).__name__}) in a fusion file; give a class or its partial")
+
+
+def build(config: Any) -> Any:
+    """Build what :func:`configuration` described.
+
+    Raises:
+        ConfigError: a class that is neither this package's nor registered, or impossible arguments.
+    """
+    if isinstance(config, list):
+        return [build(v) for v in config]
+    if not isinstance(config, Mapping):
+        return config
+    arguments = {k: build(v) for k, v in config.items() if k not in (TARGET, PARTIAL)}
+    if TARGET not in config:
+        return arguments
+    cls = _load_class(str(config[TARGET]))
+    if config.get(PARTIAL):
+        return partial(cls, **arguments)
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{config[TARGET]}: {error}") from None
+
+
+def _dtype(method: FusionMethod) -> torch.dtype:
+    """Return the precision that the method was moved to."""
+    for tensor in (*method.buffers(), *method.parameters()):
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return torch.get_default_dtype()
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _known(cls: type) -> str:
+    path = _path(cls)
+    if path not in _registered and not (path.startswith(_HOME) and "<locals>" not in path):
+        raise ConfigError(f"{path} could not be loaded again; register it with krossfuse.fusion.io.register")
+    return path
+
+
+def _load_class(path: str) -> type:
+    if path in _registered:
+        return _registered[path]
+    module_name, _, name = path.rpartition(".")
+    if not path.startswith(_HOME) or not name.isidentifier():
+        raise ConfigError(
+            f"{path!r} is neither a class of krossfuse.fusion nor registered{did_you_mean(path, _registered)}"
+        )
+    try:
+        cls = vars(import_module(module_name)).get(name)
+    except ImportError as error:
+        raise ConfigError(f"{path!r} cannot be imported: {error}") from None
+    # Classes defined there, and modules or the dimensions only: an imported name is no way out of the room.
+    if not isinstance(cls, type) or _path(cls) != path or not issubclass(cls, nn.Module | InputSpec):
+        raise ConfigError(f"{path!r} is no fusion method, kernel or sketch")
+    return cls

@@ -1,0 +1,158 @@
+"""One file holds a method and its configuration: the same bits come back, and no other class is ever built."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from krossfuse.data.base import Part
+from krossfuse.errors import ConfigError, StoreError
+from krossfuse.features.bundle import FeatureBundle
+from krossfuse.fusion import io
+from krossfuse.fusion.base import FusionMethod, InputSpec
+from krossfuse.fusion.baselines import CCA, AverageKernel, PCAConcatenation, RFFConcatenation
+from krossfuse.fusion.kernels import GaussianKernel
+from krossfuse.fusion.methods import RPKrossFuse
+from krossfuse.fusion.postprocess import PostProcess
+from krossfuse.fusion.sketches import KPoMRPSketch, SpectralSketch
+from krossfuse.fusion.stream import fit_method
+from krossfuse.fusion.trained import Attention
+
+INPUTS = InputSpec(cross_modal=12, image_experts={"dino": 16})
+METHODS = {
+    "published": partial(RPKrossFuse, dim=40, seed=3),
+    "exact_spectral": partial(RPKrossFuse, dim=30, alignment="exact", sketch=SpectralSketch),
+    "gaussian_kpomrp": partial(
+        RPKrossFuse, dim=30, kernel=partial(GaussianKernel, features=32), sketch=partial(KPoMRPSketch)
+    ),
+    "postprocessed": partial(PostProcess, method=partial(RPKrossFuse, dim=40), pca_dim=5, normalise=True),
+    "average": partial(AverageKernel, weights={"dino": 2.0}, missing="zeros"),
+    "pca": partial(PCAConcatenation, dim=6),
+    "cca": partial(CCA, dim=6),
+    "rff": partial(RFFConcatenation, dim=20),
+    "attn": partial(Attention, dim=16, epochs=1, seed=2),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest, toy_bundle: FeatureBundle) -> FusionMethod:
+    return fit_method(METHODS[request.param](inputs=INPUTS), toy_bundle, label_set="animal")
+
+
+def test_reload_gives_the_same_bits(method: FusionMethod, toy_bundle: FeatureBundle, tmp_path: Path) -> None:
+    again = io.load_fusion(io.save_fusion(method, tmp_path / "folder" / "fusion.safetensors"))
+    assert again.describe() == method.describe()
+    assert again.inputs == method.inputs
+    for modality in method.modalities:
+        x = toy_bundle[Part("test", modality)]
+        assert torch.equal(again.encode(modality, x), method.encode(modality, x))
+
+
+def test_precision_is_kept(method: FusionMethod, toy_bundle: FeatureBundle, tmp_path: Path) -> None:
+    method = method.double()
+    again = io.load_fusion(io.save_fusion(method, tmp_path / "fusion.safetensors"))
+    x = toy_bundle[Part("test", "image")]
+    encoded = again.encode("image", x)
+    assert encoded.dtype == torch.float64
+    assert torch.equal(encoded, method.encode("image", x))
+
+
+def test_state_dict_fits_a_fresh_method(method: FusionMethod, toy_bundle: FeatureBundle) -> None:
+    fresh = type(method)(**method.arguments)
+    fresh.load_state_dict(method.state_dict())
+    x = toy_bundle[Part("test", "image")]
+    assert torch.equal(fresh.encode("image", x), method.encode("image", x))
+
+
+@pytest.mark.gpu
+def test_device_moves_keep_what_was_drawn(toy_bundle: FeatureBundle, tmp_path: Path) -> None:
+    method = fit_method(METHODS["published"](inputs=INPUTS), toy_bundle)
+    again = io.load_fusion(io.save_fusion(method.cuda(), tmp_path / "fusion.safetensors"), device="cuda")
+    x = {role: tensor.cuda() for role, tensor in toy_bundle[Part("test", "image")].items()}
+    assert torch.equal(again.encode("image", x), method.encode("image", x))
+    drawn = METHODS["published"](inputs=INPUTS).state_dict()
+    assert all(torch.equal(again.state_dict()[name].cpu(), tensor) for name, tensor in drawn.items())
+
+
+def test_another_process_reads_the_same_bits(toy_bundle: FeatureBundle, tmp_path: Path) -> None:
+    method = fit_method(METHODS["exact_spectral"](inputs=INPUTS), toy_bundle)
+    io.save_fusion(method, tmp_path / "fusion.safetensors")
+    x = dict(toy_bundle[Part("test", "image")])
+    save_file(x, tmp_path / "x.safetensors")
+    code = (
+        "import krossfuse, safetensors.torch as s; m = krossfuse.load_fusion('fusion.safetensors');"
+        "s.save_file({'e': m.encode('image', s.load_file('x.safetensors'))}, 'e.safetensors')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert torch.equal(load_file(tmp_path / "e.safetensors")["e"], method.encode("image", x))
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Change the configuration of a saved file."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    config = {**json.loads(metadata["config"]), **changes}
+    save_file(load_file(path), path, {**metadata, "config": json.dumps(config)})
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("builtins.eval", "neither a class of krossfuse.fusion"),
+        ("os.system", "neither a class"),
+        ("krossfuse.fusion.io.save_fusion", "no fusion method"),
+        ("krossfuse.fusion.io.Path", "no fusion method"),
+        ("krossfuse.fusion.nowhere.Thing", "cannot be imported"),
+    ],
+)
+def test_only_fusion_classes_are_built(target: str, message: str, tmp_path: Path) -> None:
+    path = io.save_fusion(AverageKernel(inputs=INPUTS), tmp_path / "fusion.safetensors")
+    rewrite(path, _target_=target)
+    with pytest.raises(ConfigError, match=message):
+        io.load_fusion(path)
+
+
+def test_damaged_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no fusion file"):
+        io.load_fusion(tmp_path / "none.safetensors")
+    path = io.save_fusion(PCAConcatenation(inputs=INPUTS, dim=3), tmp_path / "fusion.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match="damaged"):
+        io.load_fusion(path)
+    save_file({"x": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(StoreError, match="expected 'krossfuse-fusion-1'"):
+        io.load_fusion(tmp_path / "other.safetensors")
+    path.write_bytes(whole)
+    rewrite(path, _target_="krossfuse.fusion.baselines.AverageKernel", dim=None)
+    with pytest.raises(ConfigError, match="dim"):
+        io.load_fusion(path)
+
+
+def test_classes_from_elsewhere_are_registered(tmp_path: Path) -> None:
+    path = tmp_path / "fusion.safetensors"
+    with pytest.raises(ConfigError, match="register it"):
+        io.save_fusion(Mine(inputs=INPUTS), path)
+    assert not path.exists()
+    io.register(Mine)
+    try:
+        assert isinstance(io.load_fusion(io.save_fusion(Mine(inputs=INPUTS), path)), Mine)
+    finally:
+        io._registered.clear()
+    with pytest.raises(ConfigError, match="neither a class"):
+        io.load_fusion(path)
+    with pytest.raises(ConfigError, match="cannot save"):
+        io.save_fusion(AverageKernel(inputs=INPUTS, kernel=lambda in_dim, seed: GaussianKernel(in_dim)), path)
+
+
+class Mine(AverageKernel):
+    """A method of someone else's."""
