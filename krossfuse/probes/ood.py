@@ -4,38 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from krossfuse.data.base import SPLITS, TEST, TRAIN, VAL, Part
+from krossfuse.data.base import SPLITS, TEST, TRAIN, Part
 from krossfuse.errors import ConfigError, DataError, check_positive
 from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
-from krossfuse.probes.rows import (
-    accuracy_figures,
-    best_of,
-    blocks,
-    check_every_class,
-    check_names,
-    finite_rows,
-    labelled,
-    part_labels,
-)
-from krossfuse.probes.solvers import Target, fit_logistic
+from krossfuse.probes.linear import LinearProbe
+from krossfuse.probes.rows import check_names
 from krossfuse.probes.zero_shot import ZeroShot
 
 HEADS = ("linear", "zero_shot")
 SHIFTED = "test_"
 """Splits whose names begin so are test sets of the same classes from elsewhere, e.g. ``test_sketch``."""
 
-_BLOCK = 4096
-
 
 class OutOfDistribution(Probe):
     """Accuracy on the dataset's own test split and on shifted ones, whose items no head has been fitted or chosen on.
 
-    ``linear`` is logistic regression on the training split with C chosen on the validation split, both of this dataset;
+    ``linear`` is :class:`~krossfuse.probes.LinearProbe` on this dataset's training and validation splits;
     ``zero_shot`` is :class:`~krossfuse.probes.ZeroShot` with the first prompt set of the label set. Figures, by head
     (in ``form``) and ``split``: ``accuracy`` and ``mean_per_class_accuracy``; by head, ``shifted_accuracy``, the mean
     of the accuracies on the shifted splits, each counting alike. A shifted split may lack classes.
@@ -115,63 +102,26 @@ class OutOfDistribution(Probe):
         for name in self._chosen(space):
             labels = space.info.label_sets[name].labels
             splits = [TEST, *(split for split in shifted if split in labels)]
-            by_head: dict[str, list[Figure]] = {}
+            by_head: dict[str, ProbeResult] = {}
             if "linear" in self.heads:
-                heads[f"{name}/linear"], by_head["linear"] = self._linear(space, name, splits)
-            if "zero_shot" in self.heads:
-                by_head["zero_shot"] = self._zero_shot(space, name, splits)
-            for head, own in by_head.items():
+                linear = LinearProbe(
+                    grid=self.grid, tol=self.tol, label_sets=[name], modalities=["image"], extra_splits=splits[1:]
+                )
+                by_head["linear"] = linear.evaluate(space, seed=seed)
+            prompt_set = next(iter(space.info.label_sets[name].prompts), "")
+            if "zero_shot" in self.heads and Part.prompts(name, prompt_set) in space:
+                zero_shot = ZeroShot(label_sets=[name], prompt_sets=[prompt_set], extra_splits=splits[1:])
+                by_head["zero_shot"] = zero_shot.evaluate(space, seed=seed)
+            for head, result in by_head.items():
+                own = [
+                    replace(f, protocol={**f.protocol, "form": head})
+                    for f in result.figures
+                    if f.metric in ("accuracy", "mean_per_class_accuracy")
+                ]
                 figures += own
                 away = [f.value for f in own if f.metric == "accuracy" and f.protocol["split"] != TEST]
                 if away:
                     protocol = {"form": head, "splits": splits[1:]}
                     figures.append(Figure("shifted_accuracy", sum(away) / len(away), "image", name, protocol))
-        return ProbeResult(
-            figures, {"grid": self.grid, "tol": self.tol, "selected_on": VAL, "refit": False, "shifted": shifted}, heads
-        )
-
-    def _linear(self, space: EmbeddingSpace, name: str, splits: list[str]) -> tuple[nn.Module, list[Figure]]:
-        label_set = space.info.label_sets[name]
-        part = Part(TRAIN, "image")
-        for block in blocks(len(space[part]), _BLOCK):
-            finite_rows(space[part][block], part, rows=torch.arange(block.start, block.stop))
-        labels = part_labels(space, TRAIN, "image", name)
-        check_every_class(labels[labels >= 0], label_set.classes)
-        (fit,) = fit_logistic(space[part], Target(labels, len(label_set.classes)), C=self.grid, tol=self.tol)
-        best, protocol = 0, dict[str, Any]()
-        if len(self.grid) > 1:
-            rows, truth = labelled(space, VAL, "image", name)
-            scores = _scores(space, VAL, rows, fit.weights.flatten(0, 1), fit.intercepts.flatten())
-            scores = scores.reshape(len(rows), len(self.grid), -1).transpose(0, 1)
-            best, protocol["val_accuracy"] = best_of(scores, truth)
-        solution = fit.at(best)
-        head = nn.Linear(solution.weights.shape[1], len(label_set.classes), dtype=solution.weights.dtype)
-        head.load_state_dict({"weight": solution.weights, "bias": solution.intercepts})
-        protocol |= {"form": "linear", "selected_C": self.grid[best], "n_train": int((labels >= 0).sum())}
-        figures = []
-        for split in splits:
-            rows, truth = labelled(space, split, "image", name)
-            right = _scores(space, split, rows, solution.weights, solution.intercepts).argmax(1) == truth
-            own = {**protocol, "split": split, "n_test": len(rows)}
-            figures += accuracy_figures(right, truth, modality="image", label_set=name, protocol=own)
-        return head, figures
-
-    def _zero_shot(self, space: EmbeddingSpace, name: str, splits: list[str]) -> list[Figure]:
-        prompts = space.info.label_sets[name].prompts
-        if not prompts or Part.prompts(name, next(iter(prompts))) not in space:
-            return []
-        probe = ZeroShot(label_sets=[name], prompt_sets=[next(iter(prompts))], extra_splits=splits[1:])
-        return [
-            replace(f, protocol={**f.protocol, "form": "zero_shot"})
-            for f in probe.evaluate(space, seed=0).figures
-            if f.metric in ("accuracy", "mean_per_class_accuracy")
-        ]
-
-
-def _scores(space: EmbeddingSpace, split: str, rows: Tensor, weights: Tensor, intercepts: Tensor) -> Tensor:
-    part = Part(split, "image")
-    out = [
-        finite_rows(space[part][rows[b]], part, rows=rows[b]).to(weights.dtype) @ weights.T + intercepts
-        for b in blocks(len(rows), _BLOCK)
-    ]
-    return torch.cat(out)
+                heads |= {f"{key}/{head}": module for key, module in result.heads.items()}
+        return ProbeResult(figures, {"grid": self.grid, "tol": self.tol, "shifted": shifted}, heads)

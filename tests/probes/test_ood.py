@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -44,18 +45,21 @@ def test_the_linear_head_is_that_of_scikit_learn_on_every_split() -> None:
     labels = space.info.label_sets["class"].labels
     result = OutOfDistribution(grid=[0.01, 1.0], tol=1e-6).evaluate(space, seed=0)
     x = {split: space[Part(split, "image")].numpy() for split in SIZES}
-    models = {
-        C: LogisticRegression(C=C, tol=1e-8, max_iter=5000).fit(x["train"], labels["train"].numpy())
-        for C in (0.01, 1.0)
-    }
-    val = {C: model.score(x["val"], labels["val"].numpy()) for C, model in models.items()}
-    C = figure(result, "linear", "test").protocol["selected_C"]
+    y = {split: labels[split].numpy() for split in SIZES}
+
+    def fit(C: float, *splits: str) -> LogisticRegression:
+        model = LogisticRegression(C=C, tol=1e-8, max_iter=5000)
+        return model.fit(np.concatenate([x[s] for s in splits]), np.concatenate([y[s] for s in splits]))
+
+    val = {C: fit(C, "train").score(x["val"], y["val"]) for C in (0.01, 1.0)}
+    C = figure(result, "linear", "test").protocol["C"]
     assert val[C] == max(val.values())
+    model = fit(C, "train", "val")
     for split in ("test", "test_sketch", "test_paint"):
-        keep = (labels[split] >= 0).numpy()
-        theirs = models[C].score(x[split][keep], labels[split].numpy()[keep])
+        keep = y[split] >= 0
+        theirs = model.score(x[split][keep], y[split][keep])
         assert figure(result, "linear", split).value == pytest.approx(theirs)
-    head = result.heads["class/linear"]
+    head = result.heads["class/image/linear"]
     own = (head(space[Part("test", "image")]).argmax(1) == labels["test"]).float().mean()
     assert figure(result, "linear", "test").value == pytest.approx(float(own))
 
