@@ -22,7 +22,9 @@ class GridSweeper(BasicSweeper):
 
     Hydra's own sweeper knows one grid, so a method without seeds would run once for every seed. Here ``grids`` is
     a list of mappings in the form of ``hydra.sweeper.params``; the command line is added to each of them, and wins.
-    Equal jobs run once. All jobs run, even if some fail; then the sweep is reported and the failures are raised.
+    A component's option (``fusion.dim``) that only some grids sweep is overridden in those alone: the others may hold
+    methods without it. Equal jobs run once. All jobs run, even if some fail; then the sweep is reported and the
+    failures are raised.
     """
 
     def __init__(
@@ -39,9 +41,12 @@ class GridSweeper(BasicSweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         base = self._parse_config()
+        given = parser.parse_overrides(arguments)
+        swept = {key for grid in self.grids for key in grid if "." in key}
         jobs: dict[tuple[str, ...], None] = {}
         for grid in self.grids:
-            overrides = parser.parse_overrides([*base, *(f"{k}={v}" for k, v in grid.items()), *arguments])
+            mine = [o for o in given if o.get_key_element() not in swept or o.get_key_element() in grid]
+            overrides = parser.parse_overrides([*base, *(f"{k}={v}" for k, v in grid.items())]) + mine
             for batch in self.split_arguments(overrides, None):
                 for job in batch:
                     jobs[tuple(job)] = None

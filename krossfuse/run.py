@@ -27,6 +27,7 @@ from krossfuse.features.bundle import FeatureBundle
 from krossfuse.features.extract import extract
 from krossfuse.features.store import FeatureStore
 from krossfuse.fusion.base import FusionMethod, InputSpec
+from krossfuse.fusion.io import save_fusion
 from krossfuse.fusion.module import FusionModule
 from krossfuse.fusion.stream import inputs_of
 from krossfuse.probes.base import EmbeddingSpace, Probe, ProbeResult
@@ -273,9 +274,10 @@ def run(cfg: DictConfig, folder: Path, *, fusion: str, with_report: bool) -> Non
 
 
 def take_snapshot(job: Job, bundle: FeatureBundle, method: FusionMethod, space: EmbeddingSpace, folder: Path) -> None:
-    """Save the matrices behind the heat maps and similarity distributions, on a class-balanced sample of the test items.
+    """Save the matrices behind the heat maps and similarity distributions.
 
-    The sample is the same for all methods and seeds, so that their pictures can be compared.
+    They hold a class-balanced sample of the test items, the same for all methods and seeds, so that their pictures
+    can be compared.
     """
     options = job.cfg["figures"]
     label_set = options["label_set"] or next(iter(bundle.info.label_sets), None)

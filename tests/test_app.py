@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -18,15 +17,16 @@ from krossfuse.errors import ConfigError
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("data", "pair", "fusion", "fusion/kernel", "fusion/sketch", "probe", "trainer", "logger")
 CASES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
-EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 NEEDS: dict[str, list[str]] = {
     # What an option cannot do without: a path, or a method that takes it.
     "data=image_folder": ["data.root=images"],
     "data=embeddings": ["data.path=features.npz"],
     "data=mnist": ["data.root=mnist"],
     "data=senteval": ["data.root=text", "pair=openmoji_text"],
-    "data=text_files": ["data.train=train.txt", "pair=openmoji_text"],
+    "data=text_files": ["data.root=texts", "data.files=all.txt", "pair=openmoji_text"],
     "pair=none": ["data=embeddings", "data.path=features.npz"],
+    "fusion=text_expert": ["pair=openmoji_text"],
+    "fusion=unimodal_krossfuse": ["pair=two_image_experts"],
     "fusion/sketch=spectral": ["fusion.alignment=exact"],
     "fusion/sketch=nystrom": ["fusion.alignment=exact"],
 }
@@ -109,7 +109,3 @@ def test_help_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "loaded []" in done.stdout, done.stdout + done.stderr
-
-
-def sweep_options(**values: Any) -> list[str]:
-    return [f"{key}={value}" for key, value in values.items()]

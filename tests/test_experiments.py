@@ -1,0 +1,141 @@
+"""Every experiment file at toy size, and the road end to end on the bundled data and encoders."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from krossfuse.__main__ import main
+from krossfuse.results.records import read_runs
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+TOY = {
+    # What makes an experiment small: one seed, one small dimension, one value where it sweeps many.
+    "quickstart": ["fusion.dim=48", "seed=0"],
+    "sketches": ["fusion.dim=48", "seed=0"],
+    "constant": ["fusion.dim=48", "seed=0", "fusion.C=0.1,1"],
+    "few_shot": ["fusion.dim=48", "probe.few_shot.shots=[1,2]", "probe.few_shot.n_seeds=2"],
+    "clustering": ["fusion.dim=48", "probe.clustering.n_seeds=2"],
+    "text": ["fusion.dim=48", "seed=0"],
+    "baselines": ["fusion.dim=24", "seed=0"],
+}
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command in this process, in an empty folder; returns the newest sweep or run folder."""
+
+    def run(*arguments: str) -> Path:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["krossfuse", *arguments])
+        GlobalHydra.instance().clear()
+        main()
+        return max((tmp_path / "runs").glob("*/*"), key=lambda folder: folder.stat().st_mtime)
+
+    return run
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    """A small set of embeddings with both experts, two label sets' worth of structure, captions and class texts."""
+    rng = np.random.default_rng(0)
+    classes, clip, expert = 4, rng.normal(size=(4, 16)), rng.normal(size=(4, 20))
+    arrays: dict[str, np.ndarray] = {
+        "classes": np.array(["cat", "dog", "owl", "bee"]),
+        "prompts/text/clip": (clip + 0.3 * rng.normal(size=clip.shape)).astype(np.float32),
+        "prompts/text/minilm": (expert + 0.3 * rng.normal(size=expert.shape)).astype(np.float32),
+    }
+    for split, n in {"train": 64, "val": 32, "test": 40}.items():
+        labels = np.arange(n) % classes
+        arrays[f"{split}/labels"] = labels
+        for key, means in (
+            ("image/clip", clip),
+            ("text/clip", clip),
+            ("image/dinov2", expert),
+            ("text/minilm", expert),
+        ):
+            noise = 1.5 * rng.normal(size=(n, means.shape[1]))
+            arrays[f"{split}/{key}"] = (means[labels] + noise).astype(np.float32)
+    path = tmp_path / "features.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def finished(folder: Path) -> int:
+    runs = read_runs(folder)
+    assert {run.state for run in runs} == {"finished"}, [(run.name, run.error) for run in runs]
+    assert all(run.records for run in runs)
+    report = folder / "report"
+    assert (report / "results.csv").is_file()
+    assert (report / "report.html").is_file()
+    return len(runs)
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "senteval"])
+def test_every_experiment_runs(experiment: str, command: Run, features: Path) -> None:
+    sweep = command(
+        "-m",
+        f"experiment={experiment}",
+        "data=embeddings",
+        "pair=none",
+        f"data.path={features}",
+        "data.text_experts=[]" if experiment != "text" else "data.image_experts=[]",
+        "logger=none",
+        *(
+            ["probe.linear_probe.grid=[1,100]"]
+            if "linear_probe" in (CONF / f"experiment/{experiment}.yaml").read_text()
+            else []
+        ),
+        *TOY[experiment],
+    )
+    assert finished(sweep) >= 3
+
+
+def test_a_text_dataset_runs(command: Run, tmp_path: Path) -> None:
+    rows = [f"{i % 2} {'a fine and moving film' if i % 2 else 'a dull and empty story'} number {i}" for i in range(60)]
+    (tmp_path / "rt-polarity.all").write_text("\n".join(rows) + "\n", encoding="latin-1")
+    sweep = command(
+        "-m", "experiment=senteval", f"data.root={tmp_path}", "data.task=MR", "fusion.dim=300", "logger=none",
+        "extraction.progress=false", "probe.text_probe.n_folds=2",
+    )  # fmt: skip
+    assert finished(sweep) == 4
+
+
+def test_the_quickstart_on_real_images_and_texts(command: Run) -> None:
+    arguments = [
+        "-m",
+        "experiment=quickstart",
+        "data.limit=27",
+        "seed=0",
+        "fusion.dim=300",
+        "extraction.progress=false",
+    ]
+    first = command(*arguments)
+    assert finished(first) == 5
+    exact = [r for run in read_runs(first) for r in run.records if r.alignment == "exact" and r.probe == "zero_shot"]
+    # Exact alignment decides as the cross-modal encoder does, item by item; another seed changes no decision either.
+    assert {r.value for r in exact if r.metric == "agreement"} == {1.0}
+    for name in ("group", "subgroup"):
+        assert {r.value for r in exact if (r.metric, r.label_set) == ("accuracy", name)} == {zero_shot(first, name)}
+    lines = [json.loads(line) for line in (first / "0" / "results.jsonl").read_text().splitlines()]
+    assert all(line["versions"]["torch"] and line["config_digest"] and line["protocol"] for line in lines)
+    second = command(*arguments)
+    same = [[(r.figure_id, r.value) for r in run.records] for run in read_runs(first)]
+    assert [[(r.figure_id, r.value) for r in run.records] for run in read_runs(second)] == same
+
+
+def zero_shot(folder: Path, label_set: str) -> float:
+    return next(
+        r.value
+        for run in read_runs(folder)
+        for r in run.records
+        if (r.fusion, r.probe, r.metric, r.label_set) == ("cross_modal", "zero_shot", "accuracy", label_set)
+    )
