@@ -7,6 +7,7 @@ no encoder is loaded for it.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -389,11 +390,16 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
+    # Loader processes, which are forked after tokenizers has started threads, tokenise nothing.
+    unset = "TOKENIZERS_PARALLELISM" not in os.environ
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             yield
     finally:
+        if unset:
+            del os.environ["TOKENIZERS_PARALLELISM"]
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
