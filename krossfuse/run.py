@@ -175,8 +175,11 @@ def features(cfg: Plain) -> FeatureBundle:
     return _features(OmegaConf.to_yaml(OmegaConf.create({key: cfg[key] for key in FEATURE_KEYS})))
 
 
-def fuse(cfg: Plain, bundle: FeatureBundle, folder: Path) -> tuple[FusionModule, EmbeddingSpace]:
-    """Fit the fusion method of a job and fuse every part that it can encode."""
+def fuse(cfg: Plain, bundle: FeatureBundle, folder: Path | None) -> tuple[FusionModule, EmbeddingSpace]:
+    """Fit the fusion method of a job and fuse every part that it can encode.
+
+    Parts larger than ``fuse.memory_limit`` go to memory-mapped files in ``folder``, or to temporary ones without it.
+    """
     method = make_method(cfg, inputs_of(bundle))
     options = cfg["fuse"]
     module = FusionModule(method, block_rows=options["block_rows"])
@@ -188,7 +191,7 @@ def fuse(cfg: Plain, bundle: FeatureBundle, folder: Path) -> tuple[FusionModule,
         # On the CPU a plain loop gives the same bits and starts sooner.
         trainer_options=None if on_cpu else {**cfg["trainer"], "devices": 1, "enable_progress_bar": False},
         memory_limit=options["memory_limit"],
-        folder=folder / "fused",
+        folder=None if folder is None else folder / "fused",
     )
 
     def kernel(part_a: Part, rows_a: Tensor, part_b: Part, rows_b: Tensor) -> Tensor:
