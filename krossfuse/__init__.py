@@ -25,6 +25,7 @@ _HOMES = {
     "krossfuse.fusion.postprocess": ("PostProcess",),
     "krossfuse.fusion.stream": ("fit_method", "fuse_bundle", "fuse_rows", "fuse_to_file", "inputs_of"),
     "krossfuse.fusion.trained": ("Attention", "Comm", "Gate"),
+    "krossfuse.fusion.transformer": ("KrossFuseTransformer",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,6 +6,7 @@ to 4 of docs/mathematics.md. Where experts are several on one side, their produc
 
 from __future__ import annotations
 
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from krossfuse.data.base import MODALITIES, Modality
-from krossfuse.errors import ConfigError, DataError, DimensionError, check_choice, check_positive
+from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
 from krossfuse.fusion.base import CROSS_MODAL, Features, FusionMethod, InputSpec, expert_modalities
 from krossfuse.fusion.draws import derive_seed
 from krossfuse.fusion.kernels import CosineKernel, Kernel, ShiftInvariantKernel
+from krossfuse.fusion.selection import check_C, choose_C
 from krossfuse.fusion.sketches import (
     JointFourierSketch,
     KroneckerSketch,
@@ -457,7 +459,8 @@ class RPKrossFuse(KernelMethod):
         inputs: dimensions of the pair: a cross-modal encoder and one expert at least.
         dim: total dimension of the result. With alignment "exact" the sketch has what the cross-modal map leaves, in
             halves where both sides have experts.
-        C: constant of the image experts, and of the text experts where C_text is null.
+        C: constant of the image experts, and of the text experts where C_text is null: a positive number, or how
+            :meth:`fit` chooses it: "cv" (cross-validation over {1e-3, ..., 1e3}, with labels) or "auto" (without).
         C_text: constant of the text experts, for a pair that has experts on both sides; null: C.
         alignment: "published", "offset" or "exact".
         kernel: of every parent.
@@ -475,7 +478,7 @@ class RPKrossFuse(KernelMethod):
         *,
         inputs: InputSpec,
         dim: int,
-        C: float = 1.0,
+        C: float | str = 1.0,
         C_text: float | None = None,
         alignment: str = "published",
         kernel: KernelFactory = CosineKernel,
@@ -488,7 +491,10 @@ class RPKrossFuse(KernelMethod):
         self._check_inputs(inputs)
         super().__init__(inputs=inputs, kernel=kernel, expert_kernel=expert_kernel, seed=seed)
         self.alignment = alignment
-        self.set_C(C, C_text)
+        check_C("C", C)
+        self.C_rule = C if isinstance(C, str) else None
+        self.trained = C == "cv"
+        self.set_C(1.0 if isinstance(C, str) else C, C_text)
         self._sides: list[Modality] = [m for m in MODALITIES if inputs.experts(m)]
         self.sketches = nn.ModuleDict()
         if alignment == "exact":
@@ -519,11 +525,15 @@ class RPKrossFuse(KernelMethod):
             if not (self.inputs.image_experts and self.inputs.text_experts):
                 raise ConfigError(f"C_text={C_text} is for pairs with experts on both sides; set C for the only side")
         self.C, self.C_text = float(C), None if C_text is None else float(C_text)
+        self.arguments |= {"C": self.C, "C_text": self.C_text}  # what a saved method is built with again
+        self._chosen_C: dict[str, Any] = {}
 
     def constant(self, side: Modality) -> float:
         """Return C_X or C_T; 1 for a side without experts."""
         if not self.inputs.experts(side):
             return 1.0
+        if self.C_rule is not None and not self._chosen_C:
+            raise NotFittedError(f"C={self.C_rule!r} is chosen by fit(): call it first, or give C as a number")
         return self.C if side == "image" or self.C_text is None else self.C_text
 
     def _experts(self, side: Modality) -> list[Kernel]:
@@ -585,16 +595,54 @@ class RPKrossFuse(KernelMethod):
         return parts + (self.kernels[CROSS_MODAL].out_dim if self.alignment == "exact" else 0)
 
     def fit(self, image: Features | None = None, text: Features | None = None, *, labels: Tensor | None = None) -> Self:
-        """Fit bandwidths and data-dependent sketches on unlabelled features.
+        """Fit bandwidths and data-dependent sketches on unlabelled features, and choose C where it is a rule.
+
+        Args:
+            image: image features by role.
+            text: text features by role.
+            labels: for C="cv": of the images, or of the texts where only they have experts.
 
         Raises:
-            DataError: a sketch needs features of a side that are not given, or more of them.
+            DataError: a sketch needs features of a side that are not given, or more of them; labels are missing.
         """
         super().fit(image, text)
+        if self.C_rule is not None:
+            self._choose_C(self.C_rule, self._sides[0], image if self._sides[0] == "image" else text, labels)
         if self.alignment == "exact":
             for side in self._sides:
                 self._fit_sketch(self._sketch(side), side, image if side == "image" else text)
         return self
+
+    def _choose_C(self, rule: str, side: Modality, features: Features | None, labels: Tensor | None) -> None:
+        if features is None:
+            raise DataError(f"C={rule} needs the {side} features of the training samples; none were given")
+        given = self._given(side, features)
+        count = len(given[CROSS_MODAL])
+        if labels is not None and len(labels) != count:
+            raise DataError(f"{len(labels)} labels but {count} {side} features")
+
+        def grams(rows: Tensor) -> tuple[Tensor, Tensor]:
+            values = {}
+            for role, x in given.items():
+                chosen = self._rows(x[rows.to(x.device)])
+                with _named(role):
+                    values[role] = self.kernels[role].kernel(chosen, chosen)
+            return values.pop(CROSS_MODAL), _product(list(values.values()))
+
+        choice = choose_C(rule, grams, count, labels, seed=derive_seed(self.seed, "C"))
+        self.set_C(choice.C, self.C_text)
+        self._chosen_C = choice.describe()
+
+    def get_extra_state(self) -> Tensor:
+        """Return the constants, which are no tensors that a change of precision may round, as bytes of JSON."""
+        state = {"C": self.C, "C_text": self.C_text, "chosen": self._chosen_C}
+        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the constants back."""
+        constants = json.loads(bytes(state.tolist()))
+        self.set_C(constants["C"], constants["C_text"])
+        self._chosen_C = constants["chosen"]
 
     def _sketch(self, name: str) -> Sketch:
         sketch = self.sketches[name]
@@ -647,7 +695,8 @@ class RPKrossFuse(KernelMethod):
     def describe(self) -> dict[str, Any]:
         """Return the flat description for the results."""
         own: dict[str, Any] = {"method": "rp_krossfuse", "dim": self.out_dim, "alignment": self.alignment}
-        own |= {"C": self.C, "seed": self.seed}
+        own |= {"C": self.C if self.C_rule is None or self._chosen_C else self.C_rule, "seed": self.seed}
+        own |= self._chosen_C
         if len(self._sides) == 2:
             own["C_text"] = self.constant("text")
         sketch = next(s for s in self.sketches.values() if isinstance(s, Sketch))
@@ -662,7 +711,7 @@ class ExactKrossFuse(RPKrossFuse):
 
     Args:
         inputs: dimensions of the pair: a cross-modal encoder and one expert at least.
-        C: constant of the image experts, and of the text experts where C_text is null.
+        C: constant of the image experts, and of the text experts where C_text is null; also "cv" or "auto".
         C_text: constant of the text experts, for a pair that has experts on both sides; null: C.
         kernel: of every parent.
         expert_kernel: of the experts, where they need another; null: ``kernel``.
@@ -682,7 +731,7 @@ class ExactKrossFuse(RPKrossFuse):
         self,
         *,
         inputs: InputSpec,
-        C: float = 1.0,
+        C: float | str = 1.0,
         C_text: float | None = None,
         kernel: KernelFactory = CosineKernel,
         expert_kernel: KernelFactory | None = None,
