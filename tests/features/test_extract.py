@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from feature_toys import SIZES, ToyData, ToyEncoder
+from feature_toys import SIZES, ToyData, ToyEncoder, ToyModule
 
 from krossfuse.data.base import Part
 from krossfuse.encoders.base import CROSS_MODAL
@@ -145,6 +146,27 @@ def test_parts_that_are_whole_are_kept_when_a_later_one_fails(images: Path, stor
         run(data, make_pair(), store)
     keys = feature_keys(data, make_pair())
     assert all(key in store for key in [*keys[TRAIN].values(), *keys[Part("val", "image")].values()])
+
+
+def test_interrupt_keeps_what_is_done(images: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    handler = signal.getsignal(signal.SIGINT)
+    encode = ToyModule.encode_image
+
+    def interrupted(self: ToyModule, images: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 7:  # in the fourth batch
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    monkeypatch.setattr(ToyModule, "encode_image", interrupted)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(ToyData(images), make_pair(), store)
+    signal.signal(signal.SIGINT, handler)  # Lightning ignores further interrupts
+    assert {entry.done for entry in store.entries() if entry.key.about["part"] == "train:image"} == {12}
+    monkeypatch.undo()
+    run(ToyData(images), make_pair(), store)
+    assert not any(entry.partial for entry in store.entries())
 
 
 def test_unreadable_image_in_a_loader_process(images: Path, store: FeatureStore) -> None:
