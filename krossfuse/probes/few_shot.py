@@ -27,7 +27,7 @@ from krossfuse.probes.solvers import fit_logistic_batch
 from krossfuse.probes.subsets import FewShotSubset, draw_few_shot
 
 FORMS = ("I", "I+T", "T")
-GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
+GRID = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 _BATCH_VALUES = 1 << 24
 _BLOCK = 4096
 
@@ -71,7 +71,8 @@ class FewShot(Probe):
         tol: bound on the logistic gradient, relative to that at zero weights.
         texts: ``"prompts"``, every text of the prompt set, or ``"captions"``, the texts that describe the shots.
         prompt_set: name, or None for the first that a label set has.
-        text_weight: total weight of a class's texts, in images; shared equally by them. None: as many as there are.
+        text_weight: weight of a class's texts together, in images: a number, or ``"balanced"``, as many as it has shots
+            (half of every batch in Lin et al.). They share it equally. None: 1 a text.
         normalise: whether embeddings are scaled to norm 1 first. Fused texts and images differ in norm.
         label_sets: names; None for every single-label set with enough items of each class for the most shots.
         split: the split that is tested.
@@ -90,7 +91,7 @@ class FewShot(Probe):
         tol: float = 1e-3,
         texts: Literal["prompts", "captions"] = "prompts",
         prompt_set: str | None = None,
-        text_weight: float | None = 1.0,
+        text_weight: float | Literal["balanced"] | None = "balanced",
         normalise: bool = True,
         label_sets: Sequence[str] | None = None,
         split: str = TEST,
@@ -103,7 +104,9 @@ class FewShot(Probe):
             raise ConfigError("grid=[] must hold at least one value of C")
         for value in grid:
             check_positive("grid", value)
-        if text_weight is not None:
+        if isinstance(text_weight, str):
+            check_choice("text_weight", text_weight, ["balanced"])
+        elif text_weight is not None:
             check_positive("text_weight", text_weight)
         if split in (TRAIN, VAL):
             raise ConfigError(f"split={split!r} is where the shots come from; test on another")
@@ -249,7 +252,8 @@ class FewShot(Probe):
             own = owner[p.texts]
             x[i, n:end], y[i, n:end], weight[i, n:end] = self._read(space, p.text_part, p.texts), own, 1.0
             if self.text_weight is not None:
-                weight[i, n:end] = self.text_weight / torch.bincount(own)[own].to(x.dtype)
+                together = p.subset.shots if isinstance(self.text_weight, str) else self.text_weight
+                weight[i, n:end] = together / torch.bincount(own)[own].to(x.dtype)
         return x, y, weight
 
     def _dtype(self, space: EmbeddingSpace) -> torch.dtype:

@@ -56,8 +56,10 @@ def accuracies(result: ProbeResult) -> dict[tuple[int, str, int], float]:
     }
 
 
-def expected(space: EmbeddingSpace, subset: FewShotSubset, form: str, classifier: str, C: float) -> float:
-    """The same problem with scikit-learn."""
+def expected(
+    space: EmbeddingSpace, subset: FewShotSubset, form: str, classifier: str, C: float, text_weight: float
+) -> float:
+    """The same problem with scikit-learn; each class has two texts."""
     labels = space.info.label_sets["class"].labels
     x, y = [unit(space[TRAIN][subset.train])], [labels["train"][subset.train].numpy()]
     weight = [np.ones(len(subset.train))]
@@ -66,7 +68,7 @@ def expected(space: EmbeddingSpace, subset: FewShotSubset, form: str, classifier
     if form != "I":
         x.append(unit(space[PROMPTS]))
         y.append(space.info.label_sets["class"].prompts["plain"].owner.numpy())
-        weight.append(np.full(8, 0.5))
+        weight.append(np.full(8, text_weight / 2))
     model: Any = (
         RidgeClassifier(alpha=1 / C) if classifier == "ridge" else LogisticRegression(C=C, tol=1e-8, max_iter=5000)
     )
@@ -75,14 +77,17 @@ def expected(space: EmbeddingSpace, subset: FewShotSubset, form: str, classifier
 
 
 @pytest.mark.parametrize("classifier", ["logistic", "ridge"])
-@pytest.mark.parametrize("form", ["I", "I+T", "T"])
-def test_every_problem_of_a_batch_is_that_of_scikit_learn(classifier: str, form: str) -> None:
+@pytest.mark.parametrize(("form", "text_weight"), [("I", 1.0), ("I+T", 3.0), ("I+T", "balanced"), ("T", None)])
+def test_every_problem_of_a_batch_is_that_of_scikit_learn(classifier: Any, form: str, text_weight: Any) -> None:
     space = make_space()
-    probe = FewShot(shots=[1, 3, 5], n_seeds=2, forms=[form], classifier=classifier, grid=[10.0])  # type: ignore[arg-type]
+    probe = FewShot(
+        shots=[1, 3, 5], n_seeds=2, forms=[form], classifier=classifier, grid=[10.0], text_weight=text_weight
+    )
     found = accuracies(probe.evaluate(space, seed=0))
     assert len(found) == 6
     for subset in probe.subsets(space, "class"):
-        theirs = expected(space, subset, form, classifier, 10.0)
+        weight = subset.shots if text_weight == "balanced" else text_weight or 2.0
+        theirs = expected(space, subset, form, classifier, 10.0, weight)
         assert found[subset.shots, form, subset.seed] == pytest.approx(theirs, abs=1e-6)
 
 
@@ -175,5 +180,7 @@ def test_bad_input_is_named() -> None:
         FewShot(grid=[1.0, -1.0])
     with pytest.raises(ConfigError, match="shots=0"):
         FewShot(shots=[0])
+    with pytest.raises(ConfigError, match="text_weight"):
+        FewShot(text_weight="balance")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="split='val'"):
         FewShot(split="val")
