@@ -29,6 +29,8 @@ from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
 from krossfuse.errors import ConfigError, check_choice, check_positive
 
 OPENMOJI_CLIP_WEIGHTS = Path(__file__).parent / "weights" / "openmoji_clip.safetensors"
+CLIP_MEAN, CLIP_STD = 0.5, 0.25
+"""Of OpenMojiCLIP's input, all channels."""
 
 
 class EfficientNetLite0(Encoder):
@@ -127,7 +129,7 @@ class MiniLM(Encoder):
         """Load the weights, straight from the package's zip file, into transformers' BertModel."""
         from transformers import BertConfig, BertModel
 
-        network = BertModel(BertConfig(**json.loads(_read_minilm("config.json"))), add_pooling_layer=False)
+        network: nn.Module = BertModel(BertConfig(**json.loads(_read_minilm("config.json"))), add_pooling_layer=False)
         network.load_state_dict(minilm_state_dict())
         return _MiniLM(network.requires_grad_(False).eval(), self.max_length)
 
@@ -150,9 +152,9 @@ class _MiniLM(EncoderModule):
 
 
 class OpenMojiCLIP(Encoder):
-    """A small CLIP (Radford et al., arXiv 2103.00020), built by open_clip, trained on half of OpenMoji's emoji.
+    """A small CLIP (Radford et al., arXiv 2103.00020), trained on OpenMoji's part ``pretrain``.
 
-    The text tower is MiniLM, frozen, with a trained projection; the image tower was trained from scratch. The
+    Built by open_clip. The text tower is MiniLM, frozen, with a trained projection; the image tower was trained from scratch. The
     weights file holds the image tower, the projection and the logit scale; its metadata says how it was made.
 
     Args:
@@ -170,7 +172,9 @@ class OpenMojiCLIP(Encoder):
         _check_length(max_length)
         self.weights = OPENMOJI_CLIP_WEIGHTS if weights is None else Path(weights)
         if not self.weights.is_file():
-            raise ConfigError(f"weights={str(self.weights)!r}: no such file; `make pretrain` writes one")
+            raise ConfigError(
+                f"weights={str(self.weights)!r}: no such file; `make pretrain ARGS=install=true` makes one"
+            )
         self.max_length = max_length
 
     @cached_property
@@ -200,7 +204,7 @@ class OpenMojiCLIP(Encoder):
                 **common,
                 "timm": importlib.metadata.version("timm"),
                 "vision": model["vision_cfg"],
-                "preprocessing": f"square {model['vision_cfg']['image_size']} bicubic, mean 0.5, std 0.25",
+                "preprocessing": f"square, bicubic, mean {CLIP_MEAN}, std {CLIP_STD}",
             }
         return {
             **common,
@@ -235,7 +239,7 @@ class _CLIP(EncoderModule):
         self.dim = int(model["embed_dim"])
 
     def prepare_image(self, image: Image.Image) -> Tensor:
-        return clip_input(image, self.image_size)
+        return _square(image, self.image_size, mean=CLIP_MEAN, std=CLIP_STD)
 
     def prepare_text(self, texts: Sequence[str]) -> TextBatch:
         # open_clip's tower rebuilds the mask from the padding.
@@ -263,7 +267,8 @@ def build_clip(model: Mapping[str, Any]) -> nn.Module:
         # open_clip reads the tower's shape from a folder; the weights come later.
         Path(folder, "config.json").write_bytes(_read_minilm("config.json"))
         text = CLIPTextCfg(**model["text_cfg"], hf_model_name=folder, hf_model_pretrained=False)
-        return CustomTextCLIP(int(model["embed_dim"]), CLIPVisionCfg(**model["vision_cfg"]), text)
+        network: nn.Module = CustomTextCLIP(int(model["embed_dim"]), CLIPVisionCfg(**model["vision_cfg"]), text)
+    return network
 
 
 class Tokenizer:
@@ -288,11 +293,6 @@ class Tokenizer:
             "input_ids": torch.tensor([e.ids for e in encoded], dtype=torch.int64),
             "attention_mask": torch.tensor([e.attention_mask for e in encoded], dtype=torch.int64),
         }
-
-
-def clip_input(image: Image.Image, size: int) -> Tensor:
-    """Turn one RGB image into OpenMojiCLIP's input, (3, size, size)."""
-    return _square(image, size, mean=0.5, std=0.25)
 
 
 def minilm_zip() -> Path:
