@@ -19,6 +19,7 @@ _HOMES = {
     "krossfuse.features.bundle": ("FeatureBundle",),
     "krossfuse.fusion.base": ("FusionMethod", "InputSpec"),
     "krossfuse.fusion.baselines": ("CCA", "AverageKernel", "PCAConcatenation", "RFFConcatenation"),
+    "krossfuse.fusion.diagnose": ("Diagnosis", "diagnose"),
     "krossfuse.fusion.io": ("load_fusion", "save_fusion"),
     "krossfuse.fusion.methods": ("Alone", "Concatenation", "ExactKrossFuse", "RPKrossFuse", "UnimodalKrossFuse"),
     "krossfuse.fusion.module": ("FusionModule",),
