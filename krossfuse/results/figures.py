@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 from scipy import stats
@@ -63,8 +64,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#8C5A2B", "#882255", "#6A6AD0", "#7
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h")
 
 Box = tuple[float, float, float, float]
-Label = tuple[float, float, str, str, bool]
-"""x, y, text, colour, and whether it is a name (else a lighter remark)."""
+Label = tuple[float, float, str, str]
+"""x, y, text, colour."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +177,10 @@ def _place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[tuple
     taken: list[Box] = []
     points = axes.transData.transform(np.array(obstacles)) if len(obstacles) else np.empty((0, 2))
     dots = [(x - 3 * pixels, y - 3 * pixels, x + 3 * pixels, y + 3 * pixels) for x, y in points]
-    for x, y, text, colour, name in labels:
+    for x, y, text, colour in labels:
         at = axes.transData.transform((x, y))
-        look: dict[str, Any] = {"fontsize": 8, "weight": "bold"} if name else {"fontsize": 6.5}
-        note = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", color=colour, **look)
+        note = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", fontsize=8, color=colour, weight="bold")
+        note.set_path_effects([withStroke(linewidth=2.2, foreground="white")])
         extent = note.get_window_extent()
         width, height = extent.width, extent.height
         best: tuple[float, float, float, Box] | None = None
@@ -277,7 +278,7 @@ def linear_against_zero_shot(board: Board) -> Figure | None:
     _titled(
         figure,
         "What fusion buys in linear probe, and what it costs in zero-shot",
-        _subtitle(board, [c for pair in pairs for c in pair], "small numbers: dimension"),
+        _subtitle(board, [c for pair in pairs for c in pair], "in brackets: dimension, larger with larger markers"),
     )
     todo = []
     for axes, (linear, zero) in zip(grid.flat, pairs, strict=False):
@@ -293,7 +294,6 @@ def _draw_trade(
     axes: Axes, board: Board, linear: Column, zero: Column
 ) -> tuple[Axes, list[Label], list[tuple[float, float]]]:
     names: list[Label] = []
-    dims: list[Label] = []
     obstacles: list[tuple[float, float]] = []
     for family in families(board):
         both = [row for row in family.with_column(linear) if zero.key in row.cells]
@@ -305,9 +305,8 @@ def _draw_trade(
             sizes = 26 + 34 * np.arange(len(both)) / max(1, len(both) - 1)
             axes.plot(x, y, color=family.colour, lw=1.1, alpha=0.7)
             axes.scatter(x, y, s=sizes, color=family.colour, marker=family.marker, zorder=3, edgecolor="white", lw=0.6)
-            names.append((x[-1], y[-1], family.name, family.colour, True))
-            if len(both) > 1:
-                dims += [(a, b, str(r.dim), family.colour, False) for a, b, r in zip(x, y, both, strict=True)]
+            span = f"{both[0].dim}–{both[-1].dim}" if len(both) > 1 else str(both[0].dim)
+            names.append((x[-1], y[-1], f"{family.name} ({span})", family.colour))
             for a, b, bars_x, bars_y in zip(x, y, x_bars.T, y_bars.T, strict=True):
                 obstacles += _cross(a, b, np.nan_to_num(bars_x), np.nan_to_num(bars_y))
             if family.fusion == PARENT:
@@ -329,7 +328,7 @@ def _draw_trade(
     axes.set_title(" · ".join(p for p in (linear.told["label_set"], linear.told["modality"]) if p))
     axes.set_xlabel("zero-shot accuracy (%)")
     axes.set_ylabel("linear-probe accuracy (%)")
-    return axes, names + dims, obstacles
+    return axes, names, obstacles
 
 
 def _cross(x: float, y: float, x_bar: NDArray[Any], y_bar: NDArray[Any]) -> list[tuple[float, float]]:

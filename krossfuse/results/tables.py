@@ -7,9 +7,9 @@ what the interval was taken, and the difference to the cross-modal encoder alone
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,10 @@ DISPLAY = {
 }
 
 PRIMARY = ("accuracy", "map", "recall@1", "recall@10", "nmi", "agreement", "zero_shot_agreement", "spearman")
-"""Metrics that the terminal's table shows; a probe that has none of them shows its first."""
+"""Metrics that the terminal's table shows, in this order; a probe that has none of them shows its first."""
+
+PRIMARY_OF = {"clustering": ("nmi",), "retrieval": ("recall@1", "recall@10")}
+"""The same for probes that would show too many."""
 
 PERCENT = {"accuracy", "recall", "map", "nmi", "ami", "ari", "agreement", "f1"}
 LOWER_IS_BETTER = ("median_rank", "error", "rmse")
@@ -173,7 +176,7 @@ class Board:
         chosen: list[Column] = []
         for probe in probes:
             mine = [c for c in self.columns if c.probe == probe and not is_few_shot(c)]
-            main = [c for c in mine if c.metric in PRIMARY] or mine[:1]
+            main = [c for c in mine if c.metric in PRIMARY_OF.get(probe, PRIMARY)] or mine[:1]
             firsts: dict[Key, str] = {}
             for column in main:
                 told = column.told
@@ -220,7 +223,7 @@ def _label(table: pd.DataFrame) -> pd.DataFrame:
     """Add ``label`` and ``constant``: equal for one method, different for different ones."""
     common = _common(table)
     table = table.assign(label=table.apply(_base_label, axis=1, common=common), constant=table.apply(_constant, axis=1))
-    identity = table[list(METHOD)].astype(str).agg("\0".join, axis=1)
+    identity = table[list(METHOD)].astype(str).agg("\x1f".join, axis=1)
     for _, group in table.groupby(["data", "pair", "label", "dim", "constant"], sort=False):
         ids = identity[group.index].unique()
         if len(ids) == 1 or not group.duplicated(list(MEASURE)).any():
@@ -319,13 +322,18 @@ def _compare(board: Board, column: Column) -> None:
     if scores:
         found = compare_all(scores | {PARENT: sign * baseline}, PARENT, resamples=RESAMPLES)
         for number_text, comparison in found.items():
+            if sign < 0:  # the verdict is that of the negated scores; the difference is shown as it is
+                comparison = replace(
+                    comparison, difference=-comparison.difference, low=-comparison.high, high=-comparison.low
+                )
             board.rows[int(number_text)].against_parent[column.key] = comparison
 
 
 # --- The terminal -----------------------------------------------------------------------------------------------
 
 
-def _is_best(board: Board, row: Row, column: Column) -> bool:
+def is_best(board: Board, row: Row, column: Column) -> bool:
+    """Whether a row's mean is the best of its column."""
     if column.key not in row.cells:
         return False
     means = [other.cells[column.key]["mean"] for other in board.rows if column.key in other.cells]
@@ -333,7 +341,7 @@ def _is_best(board: Board, row: Row, column: Column) -> bool:
     return bool(np.isclose(row.cells[column.key]["mean"], best, rtol=0, atol=1e-12))
 
 
-def _cell_text(row: Row, column: Column) -> tuple[str, str]:
+def cell_text(row: Row, column: Column) -> tuple[str, str]:
     """Return the value with its interval, and the difference to the parent with its mark (each may be empty)."""
     if column.key not in row.cells:
         return "–", ""
@@ -342,15 +350,14 @@ def _cell_text(row: Row, column: Column) -> tuple[str, str]:
     comparison = row.against_parent.get(column.key)
     if comparison is None:
         return value, ""
-    sign = -1 if lower_is_better(column.metric) else 1
     scale, digits = (100, 1) if is_percent(column.metric) else (1, 2)
-    return value, f"{sign * comparison.difference * scale:+.{digits}f} {VERDICT_MARK[comparison.verdict]}"
+    return value, f"{comparison.difference * scale:+.{digits}f} {VERDICT_MARK[comparison.verdict]}"
 
 
 def _cell(board: Board, row: Row, column: Column) -> Text:
-    value, difference = _cell_text(row, column)
+    value, difference = cell_text(row, column)
     text = Text(value)
-    if _is_best(board, row, column):
+    if is_best(board, row, column):
         text.stylize("bold")
     if difference:
         text.append(f" {difference}", VERDICT_STYLE[row.against_parent[column.key].verdict])
@@ -365,7 +372,7 @@ def notes_for(board: Board, columns: Sequence[Column]) -> list[str]:
     if "seeds" in kinds:
         spans.append(f"over {_counts(c['n'] for c in cells if c['interval'] == 'seeds')} seeds (Student's t)")
     if "subsets" in kinds:
-        what = "few-shot subsets" if all(map(is_few_shot, columns)) else "subsets or starts"
+        what = "few-shot subsets" if all(map(is_few_shot, columns)) else "subsets, folds or starts"
         spans.append(f"over {_counts(c['n'] for c in cells if c['interval'] == 'subsets')} {what} (Student's t)")
     if "items" in kinds:
         counts = _counts(c["n"] for c in cells if c["interval"] == "items")
@@ -394,7 +401,7 @@ def _chunks(board: Board, columns: Sequence[Column], width: int) -> Iterator[lis
     used = lead
     for column in columns:
         lines = column.title.split("\n")
-        cells = [len(" ".join(_cell_text(row, column)).strip()) for row in board.rows]
+        cells = [len(" ".join(cell_text(row, column)).strip()) for row in board.rows]
         # A long heading is wrapped between its words; a cell never is.
         need = 2 + max(*cells, *(len(word) for line in lines for word in line.split(" ")))
         if chunk and used + need > width:
@@ -465,7 +472,7 @@ def few_shot_table(found: Sequence[Board]) -> pd.DataFrame:
                 if column.key in row.cells:
                     label = short_label(board, row, column)
                     key = (told["shots"], label, told["form"] or told["modality"])
-                    rows.setdefault(key, {})[name] = _cell_text(row, column)[0]
+                    rows.setdefault(key, {})[name] = cell_text(row, column)[0]
     order = {label: i for i, label in enumerate(dict.fromkeys(key[1] for key in rows))}
     index = sorted(rows, key=lambda key: (float(key[0]), order[key[1]], str(key[2])))
     table = pd.DataFrame([rows[key] for key in index])
@@ -517,8 +524,8 @@ def markdown_table(board: Board, columns: Sequence[Column] | None = None) -> str
             continue
         cells = []
         for column in columns:
-            value, difference = (text.replace("*", "\\*") for text in _cell_text(row, column))
-            if _is_best(board, row, column):
+            value, difference = (text.replace("*", "\\*") for text in cell_text(row, column))
+            if is_best(board, row, column):
                 value = f"**{value}**"
             cells.append(f"{value} {difference}".strip())
         lines.append(_markdown_row([row.label, str(row.dim), row.constant, *cells]))
@@ -561,17 +568,27 @@ def long_table(found: Sequence[Board]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def save_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV, floats at full precision."""
-    table.to_csv(path, index=False)
+def make_console() -> Console:
+    """Return a console on standard output, 120 characters wide where that is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def print_boards(found: Sequence[Board], console: Console | None = None) -> None:
     """Print every board and the few-shot table; wide boards as several tables."""
-    console = console or Console()
-    width = min(console.width, 120) if console.is_terminal else 120
+    console = console or make_console()
+    width = min(console.width, 140)
     for board in found:
         for item in terminal_tables(board, width=width):
             console.print(item)
     for item in few_shot_terminal(found):
         console.print(item)
+
+
+def print_frame(table: pd.DataFrame, title: str, console: Console) -> None:
+    """Print a data frame of texts."""
+    printed = RichTable(title=title, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
+    for name in table.columns:
+        printed.add_column(str(name))
+    for values in table.astype(str).itertuples(index=False):
+        printed.add_row(*values)
+    console.print(printed)

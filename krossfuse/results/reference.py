@@ -1,0 +1,148 @@
+"""The paper's printed figures (arXiv 2506.08645 v2), to stand beside measured ones; never a measured result."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from krossfuse.results.tables import Board, Column, Row, format_value
+
+SOURCE = "arXiv 2506.08645 v2"
+
+_FOLDERS = (Path(__file__).parents[1] / "reference", Path(__file__).parents[2] / "experiments" / "reference")
+_TASKS = {"linear probe": "linear_probe", "zero-shot": "zero_shot"}
+_DIRECTIONS = {"image-to-text": "image->text", "text-to-image": "text->image"}
+_FILES = {
+    "table1_linear_probe": {"probe": "linear_probe", "metric": "accuracy"},
+    "table2_senteval": {"probe": "text_probe", "metric": "accuracy"},
+    "table3_few_shot": {"probe": "few_shot", "metric": "accuracy"},
+    "table4_clustering": {"probe": "clustering"},
+    "table6_retrieval": {"probe": "retrieval"},
+    "table7_linear_probe_and_zero_shot": {"metric": "accuracy"},
+    "table8_text_experts": {"probe": "text_probe", "metric": "accuracy"},
+    "table9_cross_modal_encoders_imagenet": {"metric": "accuracy", "dataset": "ImageNet"},
+    "table11_concatenation": {},
+}
+_COUNTERPARTS = {
+    "cross_modal": ("CLIP",),
+    "image_expert": ("DINOv2",),
+    "text_expert": ("E5", "SRoBERTa"),
+    "concatenation": ("Concatenation",),
+    "rp_krossfuse": ("RP-KrossFuse", "KrossFuse"),
+    "spectral_krossfuse": ("RP-KrossFuse", "KrossFuse"),
+    "released_code": ("RP-KrossFuse", "KrossFuse"),
+    "exact_krossfuse": ("KrossFuse", "RP-KrossFuse"),
+    "gate": ("GATE",),
+    "attn": ("ATTN",),
+    "comm": ("COMM",),
+}
+"""By fusion, how the names of the paper's methods begin that it is set beside: the first of these that is there."""
+
+
+def same_name(name: str) -> str:
+    """Return a dataset's name without case and marks: ``FGVC-Aircraft`` and ``fgvcaircraft`` are one."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def folder() -> Path | None:
+    """Return the folder of the paper's tables: in the package (wheel) or in the checkout; None where there is none."""
+    return next((path for path in _FOLDERS if path.is_dir()), None)
+
+
+@functools.cache
+def paper_figures() -> pd.DataFrame:
+    """Return the paper's figures, one a row.
+
+    Columns: ``table`` (its number in the paper), ``dataset``, ``method``, ``probe``, ``metric``, ``modality`` (of
+    retrieval), ``shots``, ``form``, and ``value`` as a fraction. Empty where the tables are not installed.
+    """
+    place = folder()
+    parts = []
+    for name, constants in _FILES.items() if place else ():
+        assert place is not None
+        table = pd.read_csv(place / f"{name}.csv", na_values=["n/a"])
+        table = table.rename(columns={"accuracy": "value", "score": "value", "recall": "value", "training": "form"})
+        table["table"] = re.findall(r"\d+", name)[0]
+        for column, constant in constants.items():
+            table[column] = constant
+        if "task" in table:
+            table["probe"] = table["task"].map(_TASKS)
+        if "direction" in table:
+            table["modality"] = table["direction"].map(_DIRECTIONS)
+            table["metric"] = "recall@" + table["k"].astype(str)
+        for extra in ("backbone", "cross_modal_encoder"):
+            if extra in table:
+                table["method"] = table["method"] + " (" + table[extra] + ")"
+        if name == "table11_concatenation":
+            linear = table["metric"] == "linear probe accuracy"
+            table["probe"] = linear.map({True: "linear_probe", False: "clustering"})
+            table.loc[linear, "metric"] = "accuracy"
+            table = table[linear | table["metric"].isin(["NMI", "AMI", "ARI"])]
+        table["metric"] = table["metric"].str.lower()
+        parts.append(table)
+    columns = ["table", "dataset", "method", "probe", "metric", "modality", "shots", "form", "value"]
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    found = pd.concat(parts, ignore_index=True).reindex(columns=columns).dropna(subset=["value"])
+    found["value"] = found["value"].astype(float) / 100
+    return found
+
+
+def _matching(figures: pd.DataFrame, column: Column) -> pd.DataFrame:
+    told = column.told
+    mask = (figures["probe"] == column.probe) & (figures["metric"] == column.metric)
+    if told["shots"] != "":
+        mask &= (figures["shots"] == float(told["shots"])) & (figures["form"] == told["form"])
+    else:
+        mask &= figures["shots"].isna()
+    if "->" in told["modality"]:
+        mask &= figures["modality"] == told["modality"]
+    return figures[mask]
+
+
+def _counterparts(row: Row, figures: pd.DataFrame) -> pd.DataFrame:
+    for name in _COUNTERPARTS.get(row.fusion, ()):
+        found = figures[figures["method"].str.match(rf"{re.escape(name)}\b")]
+        if len(found):
+            return found
+    return figures.iloc[:0]
+
+
+def paper_beside_measured(boards: Sequence[Board]) -> pd.DataFrame:
+    """Return, where a dataset is one of the paper's, its figures beside the measured ones; else an empty table.
+
+    Columns, all text: ``data``, ``measurement``, ``method``, ``dim``, ``measured``, and ``paper`` (its methods with
+    their values, and the number of its table). A method that only the paper has stands with ``measured`` empty.
+    """
+    rows: list[dict[str, Any]] = []
+    everything = paper_figures()
+    for board in boards:
+        figures = everything[everything["dataset"].map(same_name) == same_name(board.data)]
+        for column in board.columns:
+            there = _matching(figures, column)
+            if there.empty:
+                continue
+            shared = {"data": board.data, "measurement": column.title.replace("\n", ", ")}
+            used: set[int] = set()
+            for row in (row for row in board.rows if column.key in row.cells):
+                cell = row.cells[column.key]
+                beside = _counterparts(row, there)
+                used |= set(beside.index)
+                rows.append(
+                    shared
+                    | {"method": row.label, "dim": str(row.dim)}
+                    | {"measured": format_value(column.metric, cell["mean"], cell["half_width"])}
+                    | {"paper": "; ".join(_quote(figure, column) for _, figure in beside.iterrows()) or "–"}
+                )
+            for _, figure in there.drop(index=list(used)).iterrows():
+                rows.append(shared | {"method": "–", "dim": "", "measured": "–", "paper": _quote(figure, column)})
+    return pd.DataFrame(rows, columns=["data", "measurement", "method", "dim", "measured", "paper"])
+
+
+def _quote(figure: pd.Series[Any], column: Column) -> str:
+    return f"{figure['method']} {format_value(column.metric, figure['value'])} (table {figure['table']})"

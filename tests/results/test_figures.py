@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from krossfuse.results.aggregate import aggregate
+from krossfuse.results.figures import (
+    STYLE,
+    Shot,
+    _distances,
+    _spread,
+    accuracy_against_dimension,
+    clustering_bars,
+    families,
+    few_shot_curves,
+    kernel_heat_maps,
+    linear_against_zero_shot,
+    save_figures,
+    similarity_distributions,
+    tsne,
+    umap,
+)
+from krossfuse.results.records import read_runs
+from krossfuse.results.snapshot import KernelSnapshot
+from krossfuse.results.tables import Board, boards
+
+
+def board_of(path: Path) -> Board:
+    (board,) = boards(aggregate(read_runs(path))[0])
+    return board
+
+
+def texts(figure: Figure) -> list[Any]:
+    figure.draw_without_rendering()
+    return [t for axes in figure.axes for t in axes.texts if t.get_text()]
+
+
+def overlaps(one: Any, other: Any) -> bool:
+    a, b = one.get_window_extent(), other.get_window_extent()
+    return bool(min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1)
+
+
+def shot(board: Board) -> Shot:
+    generator = np.random.default_rng(0)
+    labels = np.arange(24) // 8
+    points = generator.normal(size=(24, 5)) + 3 * np.eye(5)[labels]
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    gram = (points @ points.T).astype(np.float32)
+    kernels = {"cross_modal": gram, "dino": gram**2, "sum": (gram + gram**2) / 2, "product": gram**3, "fused": gram**3}
+    return Shot(
+        board.rows[-1],
+        0,
+        KernelSnapshot(labels, ("a", "b", "c"), "group", kernels, {"cross_modal": gram, "fused": gram}, np.eye(24) > 0),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=9))
+def test_spread_labels_are_apart_in_order_and_inside(values: list[float]) -> None:
+    placed = _spread(values, 1.0, 0.0, 10.0)
+    ranked = sorted(placed)
+    assert all(b - a >= 1.0 - 1e-9 for a, b in itertools.pairwise(ranked))
+    assert ranked[0] >= -1e-9
+    assert ranked[-1] <= 10 + 1e-9
+    assert [placed[i] for i in np.argsort(values, kind="stable")] == ranked
+
+
+def test_labels_that_are_apart_stay_where_they_are() -> None:
+    assert _spread([1.0, 5.0, 9.0], 1.0, 0.0, 10.0) == [1.0, 5.0, 9.0]
+
+
+def test_a_method_is_one_family_with_one_colour_over_its_dimensions(quickstart: Path) -> None:
+    found = families(board_of(quickstart))
+    assert [(f.name, [row.dim for row in f.rows]) for f in found][-1] == ("RP-KrossFuse, exact", [768, 1500])
+    assert len({f.colour for f in found}) == len(found)
+
+
+def test_trade_off_draws_the_recorded_means_and_labels_do_not_overlap(quickstart: Path) -> None:
+    board = board_of(quickstart)
+    with mpl.rc_context(STYLE):
+        figure = linear_against_zero_shot(board)
+        assert figure is not None
+        left = figure.axes[0]
+        labels = texts(figure)
+        assert {t.get_text() for t in left.texts} == {
+            "Cross-modal alone (256)",
+            "Image expert alone (1280)",
+            "Concatenation (1536)",
+            "RP-KrossFuse, published (768–1500)",
+            "RP-KrossFuse, exact (768–1500)",
+        }
+        assert not [(a, b) for i, a in enumerate(labels) for b in labels[i + 1 :] if overlaps(a, b)]
+        frame = left.get_window_extent()
+        for text in left.texts:
+            extent = text.get_window_extent()
+            assert frame.x0 <= extent.x0
+            assert extent.x1 <= frame.x1
+    drawn = {tuple(np.round(point, 2)) for c in left.collections for point in np.ma.getdata(c.get_offsets()).tolist()}
+    group = {c.probe: c.key for c in board.columns if c.told["label_set"] == "group"}
+    means = {
+        tuple(round(100 * row.cells[group[probe]]["mean"], 2) for probe in ("zero_shot", "linear_probe"))
+        for row in board.rows
+    }
+    assert drawn >= means
+
+
+def test_a_method_without_texts_is_a_line(sweep: Any) -> None:
+    sweep.run("cross_modal", {"group": 0.5})
+    folder = sweep.run("image_expert", {"group": 0.6})
+    path = folder / "results.jsonl"
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if "zero_shot" not in line))
+    figure = linear_against_zero_shot(board_of(sweep.folder))
+    assert figure is not None
+    assert "Image expert alone (64 dims, no zero-shot)" in {t.get_text() for t in texts(figure)}
+
+
+def test_dimension_figure_has_a_line_a_swept_method_and_levels_for_the_others(quickstart: Path) -> None:
+    figure = accuracy_against_dimension(board_of(quickstart))
+    assert figure is not None
+    axes = figure.axes[0]
+    lines = [line for line in axes.lines if list(line.get_xdata()) == [768, 1500]]
+    assert len(lines) == 2
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["768", "1500"]
+
+
+def test_figures_that_were_not_measured_are_not_drawn(sweep: Any) -> None:
+    sweep.run("cross_modal", {"group": 0.5})
+    board = board_of(sweep.folder)
+    for draw in (accuracy_against_dimension, few_shot_curves, clustering_bars):
+        assert draw(board) is None
+    assert kernel_heat_maps(board, []) is None
+    assert similarity_distributions(board, []) is None
+    assert [path.name for path in save_figures([board], read_runs(sweep.folder), sweep.folder / "f")] == [
+        "linear_against_zero_shot.png"
+    ]
+
+
+def test_heat_maps_share_one_scale_and_mark_the_classes(quickstart: Path) -> None:
+    board = board_of(quickstart)
+    figure = kernel_heat_maps(board, [shot(board)])
+    assert figure is not None
+    images = [image for axes in figure.axes for image in axes.images]
+    assert len(images) == 5
+    assert len({image.get_clim() for image in images}) == 1
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_distributions_state_the_chance_that_a_match_is_the_more_similar(quickstart: Path) -> None:
+    board = board_of(quickstart)
+    made = shot(board)
+    figure = similarity_distributions(board, [made])
+    assert figure is not None
+    similarity, matches = made.snapshot.similarities["fused"], made.snapshot.matches
+    match, other = similarity[matches], similarity[~matches]
+    auc = np.mean((match[:, None] > other[None, :]) + 0.5 * (match[:, None] == other[None, :]))
+    assert figure.axes[1].texts[0].get_text() == f"AUC {auc:.3f}"
+
+
+def test_kernel_distances_are_euclidean_ones() -> None:
+    points = np.random.default_rng(0).normal(size=(6, 3))
+    expected = np.linalg.norm(points[:, None] - points[None, :], axis=2)
+    np.testing.assert_allclose(_distances((points @ points.T).astype(np.float32)), expected, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draw", [tsne, umap])
+def test_projections_draw_every_item(quickstart: Path, draw: Any) -> None:
+    board = board_of(quickstart)
+    figure = draw(board, [shot(board)])
+    assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 24

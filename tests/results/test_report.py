@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from krossfuse.errors import ConfigError
+from krossfuse.results.records import ResultsError, RunWriter
+from krossfuse.results.report import main, report
+from krossfuse.results.snapshot import make_snapshot, save_snapshot
+
+
+@pytest.fixture
+def complete(quickstart: Path, sweep: Any) -> Path:
+    """A sweep with all that a report can show: a snapshot a run, few shots, clustering."""
+    labels = torch.arange(36) % 3
+    generator = torch.Generator().manual_seed(0)
+    psi, gamma, text = (torch.randn(36, 8, generator=generator) + labels[:, None] for _ in range(3))
+    for folder in sweep.written:
+        snapshot = make_snapshot(
+            labels,
+            ["a", "b", "c"],
+            cross_modal=psi,
+            experts={"dino": gamma},
+            fused=torch.cat([psi, gamma], dim=1),
+            text_cross_modal=text,
+            text_fused=torch.cat([text, 0 * text], dim=1),
+            text_of=torch.arange(36),
+            label_set="group",
+        )
+        save_snapshot(snapshot, folder)
+    shots = [
+        {"shots": k, "form": form, "subset_seed": s, "shift": 0.05 * k + 0.01 * s}
+        for k in (1, 2)
+        for form in ("I", "I+T")
+        for s in (1, 2)
+    ]
+    clusters = [{"space": "embedding/kmeans", "subset_seed": s, "shift": 0.01 * s} for s in (0, 1)]
+    for fusion in ("cross_modal", "concatenation"):
+        sweep.run(fusion, {"group": 0.4}, protocols=shots, deterministic=True)
+        folder = sweep.run(fusion, {"group": 0.4}, protocols=clusters, deterministic=True)
+        path = folder / "results.jsonl"
+        path.write_text(path.read_text().replace('"few_shot"', '"clustering"'))
+    return sweep.folder
+
+
+PICTURES = {
+    "linear_against_zero_shot.png",
+    "accuracy_against_dimension.png",
+    "few_shot.png",
+    "clustering.png",
+    "kernels.png",
+    "similarities.png",
+}
+
+
+def quiet() -> Console:
+    return Console(width=120, quiet=True)
+
+
+def test_a_sweeps_report_is_complete_and_needs_nothing_else(complete: Path) -> None:
+    before = {path: path.read_bytes() for path in complete.rglob("*") if path.is_file()}
+    written = report(complete, console=quiet())
+    assert {path.name for path in written} == PICTURES | {"results.csv", "few_shot.csv", "results.md", "report.html"}
+    assert all(path.parent == complete / "report" for path in written)
+    assert {path: path.read_bytes() for path in before} == before
+    page = (complete / "report" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(PICTURES)
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "http://" not in page
+    assert "https://" not in page
+    for text in ("RP-KrossFuse, exact", "75.7 ±4.2", "better, p =", "torch ", "dim: 1500", "n_test: 240", "Few-shot"):
+        assert text in page, text
+    assert len(pd.read_csv(complete / "report" / "results.csv")) == 7 * 4 + 2 * 4 + 2
+
+
+def test_reporting_twice_gives_the_same_tables_and_pages(quickstart: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        report(quickstart, tmp_path / name, formats=("csv", "md", "html"), figures=())
+    for name in ("results.csv", "results.md", "report.html"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_one_run_has_a_report_too(quickstart: Path) -> None:
+    written = report(quickstart / "0", console=quiet())
+    assert {path.name for path in written} >= {"results.csv", "report.html", "linear_against_zero_shot.png"}
+
+
+def test_unfinished_and_failed_runs_are_named(sweep: Any) -> None:
+    sweep.run("cross_modal", {"group": 0.5})
+    sweep.run("concatenation", {"group": 0.6}, error=RuntimeError("out of memory"))
+    RunWriter(sweep.folder / "2")
+    console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    report(sweep.folder, formats=("terminal", "html"), figures=(), console=console)
+    expected = "not finished, so figures may be missing: 1 failed (RuntimeError: out of memory); 2 unfinished"
+    assert expected in console.export_text()
+    assert expected in (sweep.folder / "report" / "report.html").read_text()
+
+
+def test_names_from_outside_are_escaped(sweep: Any) -> None:
+    sweep.run("cross_modal", {"<script>alert(1)</script>": 0.5})
+    report(sweep.folder, formats=("html",), figures=())
+    page = (sweep.folder / "report" / "report.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_nothing_to_report_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="no such folder"):
+        report(tmp_path / "nowhere")
+    with pytest.raises(ResultsError, match="no results in"):
+        report(tmp_path)
+    with RunWriter(tmp_path / "0"):
+        pass
+    with pytest.raises(ResultsError, match="its runs measured nothing"):
+        report(tmp_path)
+    RunWriter(tmp_path / "1")
+    with pytest.raises(ResultsError, match="1 unfinished"):
+        report(tmp_path)
+
+
+def test_the_command_writes_what_is_asked_and_where(quickstart: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    assert (
+        main([str(quickstart), "--out", str(out), "--format", "csv", "svg", "--figures", "linear_against_zero_shot"])
+        == 0
+    )
+    assert {path.name for path in out.iterdir()} == {"results.csv", "linear_against_zero_shot.svg"}
+    assert "2 files in" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="format='pgn' is not one of .*did you mean 'png'"):
+        main([str(quickstart), "--format", "pgn"])
+    with pytest.raises(ConfigError, match="did you mean 'kernels'"):
+        main([str(quickstart), "--figures", "kernel"])
