@@ -32,7 +32,7 @@ PRETRAIN = "pretrain"
 SPLIT_RULE = "openmoji-1"
 """Name of the rule in :func:`assign_parts`: it salts the hash and stands in every fingerprint."""
 
-SHARES: Mapping[str, float] = {PRETRAIN: 0.5, TRAIN: 0.25, VAL: 0.075, TEST: 0.175}
+SHARES: Mapping[str, float] = {PRETRAIN: 0.6, TRAIN: 0.2, VAL: 0.06, TEST: 0.14}
 MIN_CLASS = 10
 """A subgroup is a class from this many emoji on, so that train, val and test all have some of it."""
 
@@ -161,7 +161,7 @@ class RenderedEmoji(Sequence[Image.Image]):
 
 
 class OpenMoji(BaseDataModule):
-    """The held-out half of OpenMoji: images, names as captions, label sets ``group`` and ``subgroup``.
+    """The held-out 40 % of OpenMoji: images, names as captions, label sets ``group`` and ``subgroup``.
 
     ``subgroup`` holds the classes of :func:`subgroup_classes`; emoji of smaller subgroups have label -1 there. The
     splits are those of :func:`assign_parts`; the part ``pretrain`` is never loaded.
