@@ -28,8 +28,8 @@ from krossfuse.errors import ConfigError, DataError, check_positive
 
 _BLOCK_VALUES = 1 << 24  # in one block of rows: 64 MB of float32
 _HISTORY = 20
-_SKETCH_RANK = 256
-_SKETCH_ROWS = 2560
+_SKETCH_RANK = 512
+_SKETCH_ROWS = 5120
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
@@ -42,12 +42,18 @@ class Target:
         n_classes: K, 2 or more (1 or more if multilabel).
         multilabel: fit one logistic a class.
         weight: like ``labels`` without K: s, the rows' non-negative weights; None is 1 each. 0 leaves a row out.
+        C: this target's own values of C instead of the call's, as many of them.
     """
 
     labels: Tensor
     n_classes: int
     multilabel: bool = False
     weight: Tensor | None = None
+    C: Sequence[float] | None = None
+
+    def batched(self) -> Target:
+        """Return the same target as a batch of one."""
+        return replace(self, labels=self.labels[None], weight=None if self.weight is None else self.weight[None])
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class LogisticFit:
 
 @torch.no_grad()
 def fit_logistic(
-    x: Tensor,
+    x: Tensor | Sequence[Tensor],
     targets: Target | Sequence[Target],
     *,
     C: Sequence[float],
@@ -88,19 +94,22 @@ def fit_logistic(
     max_iter: int = 1000,
     fit_intercept: bool = True,
     path: bool = True,
+    normalise: bool = False,
     block_rows: int | None = None,
     device: torch.device | str | None = None,
 ) -> list[LogisticFit]:
     """Fit every label set at every C on the same rows.
 
     Args:
-        x: (n, d), read in blocks of rows, so it may lie over a memory map larger than memory.
+        x: (n, d), read in blocks of rows, so it may lie over a memory map larger than memory; or several such
+            tensors, whose rows follow one another.
         targets: the label sets, solved together; unbatched.
         C: inverse strengths of regularisation, in any order.
         tol: bound on the gradient's largest entry, relative to its largest at W = 0 (with intercepts at the priors).
         max_iter: accepted steps at most.
         fit_intercept: fit an unpenalised intercept.
         path: solve C ascending, each from the last; else all at once, which needs the fewest passes over ``x``.
+        normalise: scale every row to Euclidean norm 1 as it is read.
         block_rows: rows in memory at once; None is some 64 MB of them.
         device: where to compute; None is where ``x`` is.
 
@@ -114,18 +123,17 @@ def fit_logistic(
         (torch.Size([2, 3, 3]), [0, 1, 2])
     """
     targets = [targets] if isinstance(targets, Target) else list(targets)
-    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-    where = torch.device(x.device if device is None else device)
-    batched = [replace(t, labels=t.labels[None], weight=None if t.weight is None else t.weight[None]) for t in targets]
-    n, d = x.shape
-    if 2 * n <= d:
-        inner = x.to(where, dtype)[None]
-        fits = [_fit_rotated(inner, t, C, tol, max_iter, fit_intercept, path) for t in batched]
+    parts = [x] if isinstance(x, Tensor) else list(x)
+    rows = _Rows([part[None] for part in parts], device, block_rows, normalise)
+    if 2 * rows.n <= rows.d:
+        inner = torch.cat([block for _, block in rows], 1)
+        fits = [_fit_rotated(inner, t.batched(), C, tol, max_iter, fit_intercept, path) for t in targets]
     else:
-        rows = _Rows(x[None], where, dtype, block_rows)
-        prepared = [_Prepared.of(t, rows, fit_intercept) for t in batched]
-        fits = _solve(rows, prepared, _nystrom(rows, centred=fit_intercept), C, tol, max_iter, path)
-    return [_unbatched(fit, x.device) for fit in fits]
+        spectrum = _nystrom(rows, centred=fit_intercept)
+        prepared = [_Prepared.of(t.batched(), rows, fit_intercept) for t in targets]
+        grids = [C if t.C is None else t.C for t in targets]
+        fits = _solve(rows, prepared, spectrum, grids, tol, max_iter, path)
+    return [_unbatched(fit, parts[0].device) for fit in fits]
 
 
 @torch.no_grad()
@@ -186,8 +194,7 @@ def fit_kernel_logistic(
     Returns:
         ``weights`` (n_C, K, n), the dual coefficients.
     """
-    batched = replace(target, labels=target.labels[None], weight=None if target.weight is None else target.weight[None])
-    fit = _fit_dual(gram[None], batched, C, tol, max_iter, fit_intercept, True)
+    fit = _fit_dual(gram[None], target.batched(), C, tol, max_iter, fit_intercept, True)
     return _unbatched(fit, gram.device)
 
 
@@ -206,23 +213,27 @@ class RidgeFit:
 
 @torch.no_grad()
 def fit_ridge(
-    x: Tensor,
+    x: Tensor | Sequence[Tensor],
     y: Tensor,
     *,
     alphas: Sequence[float],
     fit_intercept: bool = True,
+    weight: Tensor | None = None,
+    normalise: bool = False,
     block_rows: int | None = None,
     device: torch.device | str | None = None,
 ) -> RidgeFit:
-    """Minimise ``‖Y − XWᵀ − b‖² + alpha·‖W‖²`` for every alpha.
+    """Minimise ``Σᵢ sᵢ·‖yᵢ − Wxᵢ − b‖² + alpha·‖W‖²`` for every alpha.
 
     One eigendecomposition, of XᵀX or XXᵀ, whichever is smaller, serves all.
 
     Args:
-        x: (n, d), read in blocks of rows.
+        x: (n, d), or several tensors whose rows follow one another, read in blocks of rows.
         y: (n, t) targets.
         alphas: positive strengths of regularisation.
         fit_intercept: fit an unpenalised intercept, as scikit-learn does, by centring.
+        weight: (n,) non-negative weights s; None is 1 each. 0 leaves a row out.
+        normalise: scale every row to Euclidean norm 1 as it is read.
         block_rows: rows in memory at once; None is some 64 MB of them.
         device: where to compute; None is where ``x`` is.
 
@@ -231,34 +242,37 @@ def fit_ridge(
     """
     for alpha in alphas:
         check_positive("alpha", alpha)
-    where = torch.device(x.device if device is None else device)
-    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-    n, d = x.shape
-    y = y.to(where, torch.float64)
-    if n <= d:
-        inner = x.to(where, torch.float64)
-        fit = fit_kernel_ridge(inner @ inner.T, y, alphas=alphas, fit_intercept=fit_intercept)
-        return RidgeFit((fit.weights @ inner).to(x.device), fit.intercepts.to(x.device))
-    rows = _Rows(x[None], where, dtype, block_rows)
-    ones = torch.ones(1, n, dtype=torch.float64, device=where)
-    mean = rows.mean(ones)[0].double() if fit_intercept else torch.zeros(d, dtype=torch.float64, device=where)
-    shift = y.mean(0) if fit_intercept else torch.zeros(y.shape[1], dtype=torch.float64, device=where)
-    gram = torch.zeros(d, d, dtype=torch.float64, device=where)
-    cross = torch.zeros(y.shape[1], d, dtype=torch.float64, device=where)
-    for part, block in rows:
-        centred = block[0] - mean.to(dtype)
-        gram += centred.T @ centred
-        cross += (y[part] - shift).to(dtype).T @ centred
-    values, vectors = torch.linalg.eigh(gram)
-    turned = cross @ vectors
-    strength = torch.tensor(list(alphas), dtype=torch.float64, device=where)[:, None, None]
-    weights = (turned / (values.clamp_min(0) + strength)) @ vectors.T
-    return RidgeFit(weights.to(x.device), (shift - weights @ mean).to(x.device))
+    parts = [x] if isinstance(x, Tensor) else list(x)
+    home = parts[0].device
+    rows = _Rows([part[None] for part in parts], device, block_rows, normalise)
+    y = y.to(rows.device, torch.float64)
+    s = torch.ones(rows.n) if weight is None else weight
+    s = s.to(rows.device, torch.float64)
+    if int((s > 0).sum()) <= rows.d:
+        inner = torch.cat([block[0, s[at] > 0] for at, block in rows]).double()
+        gram = inner @ inner.T
+        fit = fit_kernel_ridge(gram, y[s > 0], alphas=alphas, fit_intercept=fit_intercept, weight=s[s > 0])
+        return RidgeFit((fit.weights @ inner).to(home), fit.intercepts.to(home))
+    mean, shift = y.new_zeros(rows.d), y.new_zeros(y.shape[1])
+    if fit_intercept:
+        mean, shift = rows.mean(s[None])[0].double(), s @ y / s.sum()
+    covariance, cross = y.new_zeros(rows.d, rows.d), y.new_zeros(y.shape[1], rows.d)
+    for at, block in rows:
+        centred = block[0] - mean.to(rows.dtype)
+        weighted = centred * s[at, None].to(rows.dtype)
+        covariance += weighted.T @ centred
+        cross += (y[at] - shift).to(rows.dtype).T @ weighted
+    values, vectors = torch.linalg.eigh(covariance)
+    strength = torch.tensor(list(alphas), dtype=torch.float64, device=rows.device)[:, None, None]
+    weights = ((cross @ vectors) / (values.clamp_min(0) + strength)) @ vectors.T
+    return RidgeFit(weights.to(home), (shift - weights @ mean).to(home))
 
 
 @torch.no_grad()
-def fit_kernel_ridge(gram: Tensor, y: Tensor, *, alphas: Sequence[float], fit_intercept: bool = True) -> RidgeFit:
-    """Solve ridge regression in the dual for every alpha by one eigendecomposition of the (n, n) kernel matrix.
+def fit_kernel_ridge(
+    gram: Tensor, y: Tensor, *, alphas: Sequence[float], fit_intercept: bool = True, weight: Tensor | None = None
+) -> RidgeFit:
+    """Solve ridge regression in the dual for every alpha, by one eigendecomposition of the kernel matrix.
 
     Scores are ``k(·, rows) @ weights.T + intercepts``. Without intercept it is scikit-learn's ``KernelRidge``.
 
@@ -267,21 +281,27 @@ def fit_kernel_ridge(gram: Tensor, y: Tensor, *, alphas: Sequence[float], fit_in
         y: (n, t) targets.
         alphas: positive strengths of regularisation.
         fit_intercept: fit an unpenalised intercept, by centring in feature space.
+        weight: (n,) positive weights of the rows; None is 1 each.
     """
     for alpha in alphas:
         check_positive("alpha", alpha)
     gram, y = gram.double(), y.to(gram.device, torch.float64)
-    shift = y.mean(0) if fit_intercept else y.new_zeros(y.shape[1])
-    centred = gram
+    s = gram.new_ones(len(gram)) if weight is None else weight.to(gram)
+    share = s / s.sum()
+    mean, shift, centred = gram @ share, share @ y, gram
     if fit_intercept:
-        centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
-    values, vectors = torch.linalg.eigh(centred)
-    turned = (y - shift).T @ vectors
+        centred = gram - mean - mean[:, None] + share @ mean
+    else:
+        shift = torch.zeros_like(shift)
+    root = s.sqrt()
+    values, vectors = torch.linalg.eigh(root[:, None] * centred * root)
     strength = torch.tensor(list(alphas), dtype=torch.float64, device=gram.device)[:, None, None]
-    dual = (turned / (values.clamp_min(0) + strength)) @ vectors.T
-    if fit_intercept:  # the residuals sum to zero, so do the coefficients: the centring needs no correction of them
-        dual = dual - dual.mean(2, keepdim=True)
-    return RidgeFit(dual, shift - dual @ gram.mean(0) if fit_intercept else shift.expand(len(alphas), -1).clone())
+    dual = ((((y - shift) * root[:, None]).T @ vectors) / (values.clamp_min(0) + strength)) @ vectors.T * root
+    if not fit_intercept:
+        return RidgeFit(dual, shift.expand(len(alphas), -1).clone())
+    # Centred features have coefficients that sum to zero, so only the mean's inner products are left to correct.
+    dual = dual - dual.sum(2, keepdim=True) * share
+    return RidgeFit(dual, shift - dual @ mean)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -300,17 +320,52 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Rows:
-    """The rows of a batch of problems, (batch, n, d), in blocks on the device of the computation."""
+    """The rows of a batch of problems, tensors (batch, n_i, d) below one another, in blocks where they are computed on.
 
-    def __init__(self, x: Tensor, device: torch.device, dtype: torch.dtype, block_rows: int | None) -> None:
-        self.x, self.device, self.dtype = x, device, dtype
-        self.batch, self.n, self.d = x.shape
+    On a GPU they are kept there if they take at most half of the free memory.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Tensor],
+        device: torch.device | str | None = None,
+        block_rows: int | None = None,
+        normalise: bool = False,
+    ) -> None:
+        first = parts[0]
+        self.device = torch.device(first.device if device is None else device)
+        self.dtype = first.dtype if first.dtype in (torch.float32, torch.float64) else torch.float32
+        self.batch, _, self.d = first.shape
+        self.n = sum(part.shape[1] for part in parts)
+        self.normalise = normalise
         self.block_rows = block_rows or max(1, _BLOCK_VALUES // (self.batch * self.d))
+        self.parts = list(parts)
+        if self.device.type == "cuda" and first.device.type != "cuda":
+            size = self.batch * self.n * self.d * torch.finfo(self.dtype).bits // 8
+            if 2 * size <= torch.cuda.mem_get_info(self.device)[0]:
+                self.parts = [part.to(self.device, self.dtype) for part in parts]
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, self.n, self.block_rows):
-            part = slice(start, min(start + self.block_rows, self.n))
-            yield part, self.x[:, part].to(self.device, self.dtype)
+        offset = 0
+        for part in self.parts:
+            for start in range(0, part.shape[1], self.block_rows):
+                block = part[:, start : start + self.block_rows]
+                at = slice(offset + start, offset + start + block.shape[1])
+                yield at, self._read(block)
+            offset += part.shape[1]
+
+    def _read(self, block: Tensor) -> Tensor:
+        block = block.to(self.device, self.dtype)
+        return torch.nn.functional.normalize(block, dim=2) if self.normalise else block
+
+    def sample(self, count: int) -> Tensor:
+        """Return (batch, count, d) rows at even distances."""
+        picked, out, offset = torch.arange(count) * self.n // count, [], 0
+        for part in self.parts:
+            inside = picked[(picked >= offset) & (picked < offset + part.shape[1])] - offset
+            out.append(self._read(part[:, inside.to(part.device)]))
+            offset += part.shape[1]
+        return torch.cat(out, 1)
 
     def mean(self, weight: Tensor) -> Tensor:
         """Return the (batch, d) mean of the rows under (batch, n) weights."""
@@ -516,8 +571,7 @@ class _Spectrum:
 def _nystrom(rows: _Rows, *, centred: bool) -> _Spectrum:
     """Sketch the covariance of an unbatched set of rows from an even sample of them."""
     count = min(rows.n, _SKETCH_ROWS)
-    picked = torch.arange(count, device=rows.x.device) * rows.n // count
-    sample = rows.x[0, picked].to(rows.device, rows.dtype)
+    sample = rows.sample(count)[0]
     if centred:
         sample = sample - sample.mean(0)
     rank = min(rows.d, _SKETCH_RANK)
@@ -552,12 +606,13 @@ def _fit_rotated(
         fit = _fit_dual(inner @ inner.transpose(1, 2), target, C, tol, max_iter, intercept, path, dtype=dtype)
         # (batch, n_C, K, n) dual coefficients to weights: scores are inner products with the rows.
         return replace(fit, weights=(fit.weights.double() @ inner[:, None]).to(dtype))
-    prepared = _Prepared.of(target, _Rows(inner, x.device, torch.float64, None), intercept)
+    prepared = _Prepared.of(target, _Rows([inner]), intercept)
     centred = inner - prepared.mean[:, None]
     values, vectors = torch.linalg.eigh(centred.transpose(1, 2) @ (centred * prepared.weight[..., None]))
-    rows = _Rows((centred @ vectors).to(dtype), x.device, dtype, None)
+    rows = _Rows([(centred @ vectors).to(dtype)])
     spectrum = _Spectrum(values.clamp_min(0).to(dtype))
-    (fit,) = _solve(rows, [_Prepared.of(target, rows, intercept)], spectrum, C, tol, max_iter, path)
+    grid = C if target.C is None else target.C
+    (fit,) = _solve(rows, [_Prepared.of(target, rows, intercept)], spectrum, [grid], tol, max_iter, path)
     weights = fit.weights.double() @ vectors.transpose(1, 2)[:, None]
     offset = (weights @ prepared.mean[:, None, :, None])[..., 0]
     return replace(fit, weights=weights.to(dtype), intercepts=(fit.intercepts - offset).to(dtype))
@@ -575,7 +630,7 @@ def _fit_dual(
 ) -> LogisticFit:
     """Fit a batch of problems given by their (batch, n, n) kernel matrices; ``weights`` are dual coefficients."""
     gram = gram.double()
-    prepared = _Prepared.of(target, _Rows(gram, gram.device, torch.float64, None), intercept)
+    prepared = _Prepared.of(target, _Rows([gram]), intercept)
     weight = prepared.weight
     centred = gram
     if intercept:
@@ -587,9 +642,10 @@ def _fit_dual(
     inverse = torch.where(values > 1e-13 * values[:, -1:], values.clamp_min(1e-300).rsqrt(), 0)
     dual = root[..., None] * vectors * inverse[:, None]
     features = centred @ dual
-    rows = _Rows(features.to(dtype), gram.device, dtype, None)
+    rows = _Rows([features.to(dtype)])
     spectrum = _Spectrum(values.clamp_min(0).to(dtype))
-    (fit,) = _solve(rows, [_Prepared.of(target, rows, intercept)], spectrum, C, tol, max_iter, path)
+    grid = C if target.C is None else target.C
+    (fit,) = _solve(rows, [_Prepared.of(target, rows, intercept)], spectrum, [grid], tol, max_iter, path)
     coefficients = fit.weights.double() @ dual.transpose(1, 2)[:, None]
     intercepts = fit.intercepts.double()
     if intercept:
@@ -666,45 +722,46 @@ def _solve(
     rows: _Rows,
     targets: Sequence[_Prepared],
     spectrum: _Spectrum,
-    C: Sequence[float],
+    grids: Sequence[Sequence[float]],
     tol: float,
     max_iter: int,
     path: bool,
 ) -> list[LogisticFit]:
-    """Solve every target at every C."""
+    """Solve every target at every C of its own grid; the grids are equally long."""
     check_positive("tol", tol)
     check_positive("max_iter", max_iter, integer=True)
-    for value in C:
-        check_positive("C", value)
-    if not len(C) or len(set(C)) != len(C):
-        raise ConfigError(f"C={list(C)} must be distinct values, one or more")
-    grid = torch.tensor([float(c) for c in C], dtype=torch.float64, device=rows.device)
-    strengths = [1 / (grid * target.total[:, None]) for target in targets]
-    solutions = [_Solution.empty(rows.batch, len(C), rows.device) for _ in targets]
+    for grid in grids:
+        for value in grid:
+            check_positive("C", value)
+        if not len(grid) or len(set(grid)) != len(grid) or len(grid) != len(grids[0]):
+            raise ConfigError(f"C={list(grid)} must be {len(grids[0]) or 'one or more'} distinct values")
+    count = len(grids[0])
+    logs = [torch.tensor([math.log(c) for c in grid], dtype=torch.float64, device=rows.device) for grid in grids]
+    strengths = [1 / (log.exp() * target.total[:, None]) for log, target in zip(logs, targets, strict=True)]
+    solutions = [_Solution.empty(rows.batch, count, rows.device) for _ in targets]
     # The null model, from which C makes no difference, gives the scale of the tolerance and starts whatever is cold.
     null = [target.start()[:, None] for target in targets]
     at_null = _objective(rows, targets, null, [s[:, :1] for s in strengths])
     scales = [g.abs().flatten(1).amax(1).double() for _, g in at_null]
     passes = 1
-    order = sorted(range(len(C)), key=lambda k: float(C[k]))
-    done: list[int] = []
+    orders = [sorted(range(count), key=grid.__getitem__) for grid in grids]
     last: list[_Problem] = []
-    for stage in [[k] for k in order] if path else [order]:
+    for stage in [slice(k, k + 1) for k in range(count)] if path else [slice(0, count)]:
         problems = []
         for i, target in enumerate(targets):
-            start = null[i].expand(-1, len(stage), -1, -1)
+            now, done = orders[i][stage], orders[i][: stage.start]
+            start = null[i].expand(-1, len(now), -1, -1)
             if done:
-                start = _extrapolate(solutions[i].w, done, grid.log(), stage[0])[:, None]
-            problem = _Problem(
-                target, spectrum, strengths[i][:, stage], start.clone(), tol * scales[i], max_iter, stage
-            )
+                start = _extrapolate(solutions[i].w, done, logs[i], now[0])[:, None]
+            strength = strengths[i][:, now]
+            problem = _Problem(target, spectrum, strength, start.clone(), tol * scales[i], max_iter, now)
             if done:
                 change = torch.zeros_like(start)
-                change[..., :-1] = (strengths[i][:, stage] - strengths[i][:, done[-1:]])[..., None, None]
+                change[..., :-1] = (strength - strengths[i][:, done[-1:]])[..., None, None]
                 problem.search.inherit(last[i].search, change.flatten(0, 1).flatten(1))
             else:
                 f, g = at_null[i]
-                problem.search.update(f.expand(-1, len(stage)).flatten(), g.expand_as(start).flatten(0, 1).flatten(1))
+                problem.search.update(f.expand(-1, len(now)).flatten(), g.expand_as(start).flatten(0, 1).flatten(1))
             problems.append(problem)
         last = list(problems)
         live = dict(enumerate(problems))
@@ -726,7 +783,6 @@ def _solve(
                 passes += 1
                 for problem, (f, g) in zip(using, values, strict=True):
                     problem.search.update(f.flatten(), g.flatten(0, 1).flatten(1))
-        done += stage
     return [
         _finish(t, s, strength, tol, scale, passes)
         for t, s, strength, scale in zip(targets, solutions, strengths, scales, strict=True)
