@@ -5,7 +5,8 @@ Both see the same images in the same batches, in turns, several times; the figur
 * Bare: ``encode_image`` of each encoder of the pair, one after the other, on batches that lie ready in memory; eval
   mode, ``torch.inference_mode()``, PyTorch's default number of threads. Nothing else is in the time.
 * Extraction: ``krossfuse.features.extract`` into an empty store: Lightning's ``predict``, rendering and preparing every
-  image, encoding, checks, writing, checksums. Only loading the weights is left out of the time.
+  image, encoding, checks, writing, checksums. Only loading the weights is left out of the time. It can beat the bare
+  encoders, because it gives each core a stream of small channels-last shards of its own.
 """
 
 from __future__ import annotations
