@@ -242,12 +242,12 @@ def _spread(values: Sequence[float], gap: float, low: float, high: float) -> lis
     return placed
 
 
-def _right_labels(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+def _right_labels(axes: Axes, labels: Sequence[tuple[float, str, str]], *, lines: int = 1) -> None:
     """Write (y, text, colour) to the right of the axes, moved apart, with a thin line to where each belongs."""
     low, high = axes.get_ylim()
     figure = axes.get_figure(root=True)
     assert figure is not None
-    gap = (high - low) * 0.15 / (axes.get_position().height * figure.get_size_inches()[1])
+    gap = (high - low) * 0.15 * lines / (axes.get_position().height * figure.get_size_inches()[1])
     transform = axes.get_yaxis_transform()
     for (y, text, colour), place in zip(labels, _spread([y for y, _, _ in labels], gap, low, high), strict=True):
         axes.plot([1.0, 1.03], [y, place], transform=transform, color=colour, lw=0.8, clip_on=False)
@@ -294,6 +294,7 @@ def _draw_trade(
     axes: Axes, board: Board, linear: Column, zero: Column
 ) -> tuple[Axes, list[Label], list[tuple[float, float]]]:
     names: list[Label] = []
+    levels: list[tuple[float, str, str]] = []
     obstacles: list[tuple[float, float]] = []
     for family in families(board):
         both = [row for row in family.with_column(linear) if zero.key in row.cells]
@@ -314,18 +315,10 @@ def _draw_trade(
         for row in only:
             y, _ = _bars([row], linear)
             axes.axhline(y[0], color=family.colour, lw=1.3, ls=(0, (1, 1.5)), zorder=1)
-            axes.annotate(
-                f"{family.name} ({row.dim} dims, no zero-shot)",
-                (0.01, y[0]),
-                (0, 2),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                fontsize=8,
-                color=family.colour,
-                weight="bold",
-            )
+            levels.append((y[0], f"{family.name} ({row.dim}),\nno zero-shot", family.colour))
     axes.margins(0.16, 0.14)
     axes.set_title(" · ".join(p for p in (linear.told["label_set"], linear.told["modality"]) if p))
+    _right_labels(axes, levels, lines=2)
     axes.set_xlabel("zero-shot accuracy (%)")
     axes.set_ylabel("linear-probe accuracy (%)")
     return axes, names, obstacles
@@ -551,7 +544,7 @@ def kernel_heat_maps(board: Board, shots: Sequence[Shot]) -> Figure | None:
         " · w: mean within a class, b: between classes · one colour scale",
     )
     off = np.concatenate([m[~np.eye(n, dtype=bool)] for _, m in panels.values()])
-    low, high = float(np.quantile(off, 0.005)), float(np.quantile(off, 0.998))
+    low, high = float(np.quantile(off, 0.01)), float(np.quantile(off, 0.99))
     edges = np.r_[0, snapshot.boundaries, n]
     image = None
     for number, (axes, (title, matrix)) in enumerate(zip(grid.flat, panels.values(), strict=False)):
@@ -600,7 +593,7 @@ def similarity_distributions(board: Board, shots: Sequence[Shot]) -> Figure | No
         " · AUC: chance that a matching pair is the more similar · lines: means",
     )
     spread = np.array([np.quantile(part, [0.001, 0.999]) for _, s, m in panels for part in (s[m], s[~m])])
-    bins = np.linspace(spread[:, 0].min(), spread[:, 1].max(), 60)
+    bins = np.linspace(spread[:, 0].min(), spread[:, 1].max(), 36)
     for number, (axes, (title, similarity, matches)) in enumerate(zip(grid.flat, panels, strict=False)):
         match, other = similarity[matches], similarity[~matches]
         for data, colour, name in ((other, "#8a8a8a", "not matching"), (match, "#0072B2", "matching")):

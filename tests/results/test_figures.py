@@ -119,7 +119,7 @@ def test_a_method_without_texts_is_a_line(sweep: Any) -> None:
     path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if "zero_shot" not in line))
     figure = linear_against_zero_shot(board_of(sweep.folder))
     assert figure is not None
-    assert "Image expert alone (64 dims, no zero-shot)" in {t.get_text() for t in texts(figure)}
+    assert "Image expert alone (64),\nno zero-shot" in {t.get_text() for t in texts(figure)}
 
 
 def test_dimension_figure_has_a_line_a_swept_method_and_levels_for_the_others(quickstart: Path) -> None:
