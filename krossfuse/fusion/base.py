@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from krossfuse.data.base import Modality
+from krossfuse.data.base import MODALITIES, Modality
 from krossfuse.encoders.base import CROSS_MODAL as CROSS_MODAL
 from krossfuse.errors import ConfigError
 
@@ -125,7 +125,7 @@ def expert_modalities(inputs: InputSpec, method: str, missing: str) -> tuple[Mod
     Raises:
         ConfigError: there is no expert, or there are experts on both sides and nothing stands for the missing ones.
     """
-    sides: tuple[Modality, ...] = tuple(m for m in ("image", "text") if inputs.experts(m))  # type: ignore[misc]
+    sides: tuple[Modality, ...] = tuple(m for m in MODALITIES if inputs.experts(m))
     if not sides:
         raise ConfigError(f"{method} needs an expert beside the cross-modal encoder; choose a pair that has one")
     if missing == "zeros" and inputs.cross_modal is not None:

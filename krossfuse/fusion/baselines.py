@@ -282,7 +282,7 @@ class CCA(FusionMethod):
         stacked = torch.cat(list(unit_features(features, self.roles).values()), dim=1).to(self.mean.dtype)
         if not self.directions.numel():
             raise NotFittedError("CCA has no canonical directions yet; call fit() on training features first")
-        first, second = self.directions.split([self.split, len(self.directions) - self.split])
+        first, second = self.directions[: self.split], self.directions[self.split :]
         x = stacked - self.mean
         one, two = x[:, : self.split] @ first, x[:, self.split :] @ second
         return torch.cat([one, two], dim=1) if self.combine == "concat" else one + two
@@ -296,7 +296,8 @@ def _inverse_root(covariance: Tensor, ridge: float) -> Tensor:
     """Return (S + ridge · mean variance · I)^(-1/2)."""
     values, vectors = torch.linalg.eigh(covariance)
     floor = ridge * covariance.diagonal().mean()
-    return (vectors * (values.clamp_min(0) + floor).rsqrt()) @ vectors.T
+    root: Tensor = (vectors * (values.clamp_min(0) + floor).rsqrt()) @ vectors.T
+    return root
 
 
 def _cross(inputs: InputSpec) -> dict[str, int]:
@@ -309,7 +310,7 @@ def unit_features(features: Features, roles: Mapping[str, int]) -> dict[str, Ten
     Raises:
         DataError: a role is missing, has another dimension, or holds NaN, infinity or a zero vector.
     """
-    units = {}
+    units: dict[str, Tensor] = {}
     for role, dim in roles.items():
         if role not in features:
             raise DataError(f"features of {role!r} are missing; there are {sorted(features)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from types import ModuleType
-from typing import TypeVar
+from typing import Any
 
 from krossfuse.errors import check_choice
 from krossfuse.fusion import kernels, sketches
@@ -12,10 +12,8 @@ from krossfuse.fusion.kernels import Kernel
 from krossfuse.fusion.methods import KernelFactory, SketchFactory
 from krossfuse.fusion.sketches import Sketch
 
-_Class = TypeVar("_Class", Kernel, Sketch)
 
-
-def _concrete(module: ModuleType, base: type[_Class]) -> dict[str, type[_Class]]:
+def _concrete(module: ModuleType, base: type) -> dict[str, Any]:
     classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base)]
     return {c.name: c for c in classes if not inspect.isabstract(c) and hasattr(c, "name")}
 

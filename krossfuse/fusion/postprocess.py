@@ -158,7 +158,7 @@ def principal_axes(blocks: Callable[[], Iterable[Tensor]], *, n: int, k: int, ce
     if k > n - centre:
         raise DataError(f"{k} principal components need {k + centre} fit samples or more, got {n}")
     first = next(iter(blocks()))
-    d, like = first.shape[1], {"dtype": first.dtype, "device": first.device}
+    d = first.shape[1]
     total = torch.zeros(d, dtype=torch.float64, device=first.device)
     if d <= n:
         second = torch.zeros(d, d, dtype=torch.float64, device=first.device)
@@ -178,4 +178,4 @@ def principal_axes(blocks: Callable[[], Iterable[Tensor]], *, n: int, k: int, ce
         axes = x.T @ (vectors * torch.where(inside, values.clamp_min(1e-300).rsqrt(), 0.0))
     signs = torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
     # Contiguous, as a state that was saved and loaded is: other strides can mean other last bits.
-    return mean.to(**like), (axes * torch.where(signs == 0, 1.0, signs)).to(**like).contiguous()
+    return mean.to(first), (axes * torch.where(signs == 0, 1.0, signs)).to(first).contiguous()

@@ -99,7 +99,7 @@ def balance(k_cross: Tensor, k_expert: Tensor) -> float:
     Raises:
         DataError: a kernel is constant.
     """
-    upper = torch.triu_indices(*k_cross.shape, 1, device=k_cross.device)
+    upper = torch.triu_indices(len(k_cross), len(k_cross), 1, device=k_cross.device)
     cross, expert = (k[upper[0], upper[1]].double() for k in (k_cross, k_expert))
     value = float((cross * expert).std() / cross.std())
     if not (math.isfinite(value) and value > 0):

@@ -128,7 +128,7 @@ class RowSink:
             self._memory[self.done : self.done + len(block)] = block
         else:
             assert self._file is not None
-            self._file.write(memoryview(np.ascontiguousarray(block.detach().cpu().numpy())).cast("B"))
+            self._file.write(np.ascontiguousarray(block.detach().cpu().numpy()).data.cast("B"))
         self.done += len(block)
 
     def close(self) -> Tensor:
@@ -145,7 +145,7 @@ class RowSink:
             self._partial.replace(self.path)
             # Mode "c": torch wants writable memory; a private mapping never reaches the file.
             return torch.from_numpy(np.load(self.path, mmap_mode="c"))
-        mapped = np.memmap(self._file, dtype=self._dtype, mode="c", offset=offset, shape=self._shape)
+        mapped = np.memmap(self._file, self._dtype, "c", offset, self._shape)  # type: ignore[call-overload]
         self._file.close()
         return torch.from_numpy(mapped)
 

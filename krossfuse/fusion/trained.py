@@ -77,7 +77,7 @@ class TrainedFusion(FusionMethod):
         self.roles = {**cross, **inputs.experts(self.side)}
         if len(self.roles) < 2:
             raise ConfigError(f"{self.name} needs two parents of one modality, got {self.roles}")
-        self.recipe = {
+        self.recipe: dict[str, Any] = {
             "epochs": epochs,
             "lr": float(lr),
             "weight_decay": float(weight_decay),
@@ -173,9 +173,11 @@ class Gate(TrainedFusion):
         hidden = [torch.tanh(layer(x)) for layer, x in zip(self.project, units.values(), strict=True)]
         gates = torch.sigmoid(self.gating(torch.cat(list(units.values()), dim=1)))
         if len(hidden) == 2:
-            return gates * hidden[0] + (1 - gates) * hidden[1]
-        several = gates.unflatten(1, (len(hidden), self.dim))
-        return (several / several.sum(1, keepdim=True) * torch.stack(hidden, dim=1)).sum(1)
+            chosen: Tensor = gates * hidden[0] + (1 - gates) * hidden[1]
+            return chosen
+        several = gates.view(len(gates), len(hidden), self.dim)
+        weighted: Tensor = (several / several.sum(1, keepdim=True) * torch.stack(hidden, dim=1)).sum(1)
+        return weighted
 
 
 class Attention(TrainedFusion):
@@ -211,7 +213,8 @@ class Attention(TrainedFusion):
         projected = [layer(x) for layer, x in zip(self.project, units.values(), strict=True)]
         tokens = torch.stack(projected, dim=1) + self.identity
         normed = self.norm(tokens)
-        return (tokens + self.attention(normed, normed, normed, need_weights=False)[0]).mean(1)
+        fused: Tensor = (tokens + self.attention(normed, normed, normed, need_weights=False)[0]).mean(1)
+        return fused
 
     def describe(self) -> dict[str, Any]:
         """Return the flat description for the results."""

@@ -20,7 +20,7 @@ from krossfuse.fusion.named import kernel_named, sketch_named
 EXPERT = "expert"
 
 
-class KrossFuseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class KrossFuseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Fuse columns [cross-modal | expert] into RP-KrossFuse embeddings (arXiv 2506.08645, section 4).
 
     With the cosine kernel a zero vector has no direction. As scikit-learn's transformers accept any finite row, a row
@@ -78,8 +78,10 @@ class KrossFuseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             ConfigError: an impossible parameter (a ValueError).
             DataError: too few samples for the sketch (a ValueError).
         """
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_features=2, ensure_min_samples=2)
-        columns = X.shape[1]
+        rows: NDArray[Any] = validate_data(
+            self, X, dtype=[np.float64, np.float32], ensure_min_features=2, ensure_min_samples=2
+        )
+        columns = rows.shape[1]
         split = columns // 2 if self.split is None else self.split
         if isinstance(split, bool) or not isinstance(split, int | np.integer) or not 0 < split < columns:
             raise ConfigError(f"split={split!r} must be an integer from 1 to {columns - 1}, of {columns} columns")
@@ -96,8 +98,8 @@ class KrossFuseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             sketch=sketch_named(self.sketch),
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
         )
-        method.to(torch.float64 if X.dtype == np.float64 else torch.float32)
-        features, cross, expert = self._features(X), *self._present(method, X)
+        method.to(torch.float64 if rows.dtype == np.float64 else torch.float32)
+        features, cross, expert = self._features(rows), *self._present(method, rows)
         kept = torch.from_numpy(cross & expert)
         with torch.no_grad():
             method.fit(
@@ -116,16 +118,16 @@ class KrossFuseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         """Return which rows have a cross-modal part, and which an expert's."""
         parts = {CROSS_MODAL: X[:, : self.split_], EXPERT: X[:, self.split_ :]}
         directional = {role: isinstance(kernel, CosineKernel) for role, kernel in method.kernels.items()}
-        cross, expert = (x.any(axis=1) | (not directional[role]) for role, x in parts.items())
-        return cross, expert
+        cross, expert = (np.logical_or(x.any(axis=1), not directional[role]) for role, x in parts.items())
+        return np.asarray(cross), np.asarray(expert)
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
         """Return the fused embeddings of the expert's modality, (n, dim), in the precision of X."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        features, cross, expert = self._features(X), *self._present(self.method_, X)
+        rows: NDArray[Any] = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        features, cross, expert = self._features(rows), *self._present(self.method_, rows)
         both, one = torch.from_numpy(cross & expert), torch.from_numpy(cross & ~expert)
-        fused = torch.zeros(len(X), self._n_features_out, dtype=features[EXPERT].dtype)
+        fused = torch.zeros(len(rows), self._n_features_out, dtype=features[EXPERT].dtype)
         with torch.no_grad():
             if both.any():
                 fused[both] = self.method_.encode("image", {role: x[both] for role, x in features.items()}).to(fused)
