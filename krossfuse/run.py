@@ -292,7 +292,7 @@ def take_snapshot(job: Job, bundle: FeatureBundle, method: FusionMethod, space: 
         return
     rows = balanced_rows(labels, options["max_items"])
     text, caption_of = Part(TEST, "text"), bundle.info.caption_of.get(TEST)
-    texts: dict[str, Tensor | None] = {}
+    texts: dict[str, Any] = {}
     if part.modality == "image" and text in space and caption_of is not None:
         place = torch.full((len(labels),), -1).index_put((rows,), torch.arange(len(rows)))[caption_of]
         captions = torch.nonzero(place >= 0).flatten()

@@ -70,9 +70,8 @@ class EmbeddingSpace:
         try:
             return self.parts[part]
         except KeyError:
-            raise DataError(
-                f"this embedding of {self.info.name!r} has no part {part}; it has {[str(p) for p in sorted(self.parts)]}"
-            ) from None
+            have = [str(p) for p in sorted(self.parts)]
+            raise DataError(f"this embedding of {self.info.name!r} has no part {part}; it has {have}") from None
 
     def xy(self, split: str, modality: Modality, label_set: str) -> tuple[Tensor, Tensor]:
         """Return the embeddings of a part and its labels (rows with label -1 are still there)."""
