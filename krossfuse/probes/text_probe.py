@@ -131,7 +131,7 @@ class TextProbe(Probe):
         grid: values of C, the weight of the sum of losses against ½‖W‖².
         tol: bound on the gradient, relative to that at zero weights.
         normalise: whether features are scaled to norm 1 first.
-        label_sets: names, or None for every single-label set.
+        label_sets: names, or None for every single-label set whose classes all have enough items for the folds.
     """
 
     name = "text_probe"
@@ -171,13 +171,34 @@ class TextProbe(Probe):
         """Whether it has labelled texts to train on."""
         return Part(TRAIN, "text") in space and bool(self._chosen(space))
 
+    def _protocol(self, space: EmbeddingSpace) -> str:
+        if self.protocol != "auto":
+            return self.protocol
+        return "splits" if space.info.fingerprint.get("protocol") == "splits" else "k-fold"
+
     def _chosen(self, space: EmbeddingSpace) -> list[str]:
-        return [
-            name
-            for name, label_set in space.info.label_sets.items()
-            if (name in self.label_sets if self.label_sets is not None else not label_set.multilabel)
-            and TRAIN in label_set.labels
-        ]
+        sets = space.info.label_sets
+        if self.label_sets is not None:
+            return [name for name in sets if name in self.label_sets and TRAIN in sets[name].labels]
+        usable = [name for name, s in sets.items() if not s.multilabel and TRAIN in s.labels]
+        if self._protocol(space) == "splits":
+            return usable
+        return [name for name in usable if self._enough(space, name)]
+
+    def _enough(self, space: EmbeddingSpace, name: str) -> bool:
+        labels = torch.cat(list(self._labels(space, name).values()))
+        counts = torch.bincount(labels[labels >= 0], minlength=len(space.info.label_sets[name].classes))
+        return int(counts.min()) >= self.n_folds
+
+    def _labels(self, space: EmbeddingSpace, name: str) -> dict[str, Tensor]:
+        """Return the labels of each split's texts, -1 throughout where the label set leaves the split out."""
+        splits = [split for split in SPLITS if Part(split, "text") in space]
+        return {
+            split: part_labels(space, split, "text", name)
+            if split in space.info.label_sets[name].labels
+            else torch.full((len(space[Part(split, "text")]),), -1)
+            for split in splits
+        }
 
     def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
         """Measure; ``seed`` decides the folds.
@@ -189,13 +210,10 @@ class TextProbe(Probe):
             if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
                 usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
                 raise DataError(f"the text probe needs single-label sets; {name!r} is not one of {usable}")
-        protocol = self.protocol
-        if protocol == "auto":
-            protocol = "splits" if space.info.fingerprint.get("protocol") == "splits" else "k-fold"
+        protocol = self._protocol(space)
         names = self._chosen(space)
-        splits = [split for split in SPLITS if Part(split, "text") in space]
-        rounds = [r for name in names for r in self._rounds(space, name, splits, protocol, seed)]
-        x = self._features(space, splits)
+        rounds = [r for name in names for r in self._rounds(space, name, protocol, seed)]
+        x = self._features(space)
         chosen = select_and_refit(x, rounds, self.grid, tol=self.tol)
         hits = [
             (x[r.test] @ c.weight.T + c.intercept).argmax(1) == r.labels[r.test]
@@ -217,32 +235,23 @@ class TextProbe(Probe):
             },
         )
 
-    def _features(self, space: EmbeddingSpace, splits: Sequence[str]) -> Tensor:
-        parts = [Part(split, "text") for split in splits]
+    def _features(self, space: EmbeddingSpace) -> Tensor:
+        parts = [Part(split, "text") for split in SPLITS if Part(split, "text") in space]
         blocks = [space[part].to(torch.promote_types(space[part].dtype, torch.float32)) for part in parts]
         read = zip(blocks, parts, strict=True)
         return torch.cat([unit_rows(b, p, dtype=None) if self.normalise else finite_rows(b, p) for b, p in read])
 
-    def _rounds(self, space: EmbeddingSpace, name: str, splits: Sequence[str], protocol: str, seed: int) -> list[Round]:
+    def _rounds(self, space: EmbeddingSpace, name: str, protocol: str, seed: int) -> list[Round]:
         label_set = space.info.label_sets[name]
-        by_split = {
-            split: part_labels(space, split, "text", name)
-            if split in label_set.labels
-            else torch.full((len(space[Part(split, "text")]),), -1)
-            for split in splits
-        }
+        by_split = self._labels(space, name)
         labels = torch.cat(list(by_split.values()))
         n_classes = len(label_set.classes)
         if protocol == "splits":
-            home = torch.cat([torch.full((len(y),), i) for i, y in enumerate(by_split.values())])
-            rows = {
-                split: ((home == splits.index(split)) & (labels >= 0)).nonzero().flatten()
-                if split in splits
-                else home[:0]
-                for split in SPLITS
-            }
+            sizes = torch.tensor([len(y) for y in by_split.values()])
+            first = dict(zip(by_split, (sizes.cumsum(0) - sizes).tolist(), strict=True))
+            rows = {split: (y >= 0).nonzero().flatten() + first[split] for split, y in by_split.items()}
             for split in SPLITS:
-                if not len(rows[split]):
+                if not len(rows.get(split, [])):
                     raise DataError(f"no item of {Part(split, 'text')} of {space.info.name!r} has a label in {name!r}")
             check_every_class(labels[rows[TRAIN]], label_set.classes)
             return [Round(name, labels, n_classes, rows[TRAIN], rows[VAL], rows[TEST])]

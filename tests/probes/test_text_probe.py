@@ -107,7 +107,8 @@ def test_bad_input_is_named() -> None:
     rare = {s: torch.where(torch.arange(len(y)) < 4, y.clamp(min=0), 0) for s, y in labels.items()}
     info = replace(space.info, label_sets={"topic": LabelSet(("a", "b", "c"), rare)})
     with pytest.raises(DataError, match=r"'b' \(label 1\) has 2 labelled items, but 5 are needed"):
-        TextProbe().evaluate(replace(space, info=info), seed=0)
+        TextProbe(label_sets=["topic"]).evaluate(replace(space, info=info), seed=0)
+    assert not TextProbe().applies(replace(space, info=info))
     no_val = {p: x for p, x in space.parts.items() if p.split != "val"}
     with pytest.raises(DataError, match="val:text"):
         TextProbe(protocol="splits").evaluate(replace(space, parts=no_val), seed=0)
