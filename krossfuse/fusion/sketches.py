@@ -505,8 +505,6 @@ class JointFourierSketch(Sketch):
     """
 
     name = "joint_fourier"
-    needs_fourier: ClassVar[bool] = True
-    """The factors must be random Fourier features."""
 
     def __init__(self, dims: Sequence[int], out_dim: int, *, seed: int = 0) -> None:
         super().__init__(dims, out_dim, seed=seed)
