@@ -49,14 +49,14 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
     emoji = training_emoji(cfg.limit)
     captions = caption(emoji, **plain["captions"], class_names=plain["data"]["class_names"])
-    pictures = plain["pictures"]
+    views = {key: value for key, value in plain["pictures"].items() if key != "side"}
     batches = Batches(
-        draw(emoji, pictures.pop("side")),
+        draw(emoji, cfg.pictures.side),
         len(captions.names),
         batch_size=cfg.batch_size,
         size=cfg.model.vision_cfg.image_size,
         seed=cfg.seed,
-        **pictures,
+        **views,
     )
     module = Contrastive(model=plain["model"], captions=captions, seed=cfg.seed, **plain["training"])
     precision = cfg.precision

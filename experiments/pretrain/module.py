@@ -37,7 +37,7 @@ class Contrastive(pl.LightningModule):
         category_weight: weight of each category loss.
         text_noise: standard deviation of the noise on text features, over their own.
         init_scale: initial inverse temperature.
-        max_scale: its upper bound; a large one lets a small training set be learnt by heart.
+        max_scale: its upper bound.
         seed: of the noise and the choice of category templates.
     """
 

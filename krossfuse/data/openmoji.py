@@ -217,6 +217,7 @@ class OpenMoji(BaseDataModule):
         fingerprint: dict[str, Any] = {
             "packages": {package: importlib.metadata.version(package) for package in packages},
             "split_rule": SPLIT_RULE,
+            "shares": dict(SHARES),
             "size": self.size,
             "background": "white",
             "limit": self.limit,

@@ -154,8 +154,9 @@ class _MiniLM(EncoderModule):
 class OpenMojiCLIP(Encoder):
     """A small CLIP (Radford et al., arXiv 2103.00020), trained on OpenMoji's part ``pretrain``.
 
-    Built by open_clip. The text tower is MiniLM, frozen, with a trained projection; the image tower was trained from scratch. The
-    weights file holds the image tower, the projection and the logit scale; its metadata says how it was made.
+    Built by open_clip. The text tower is MiniLM, frozen, with a trained projection; the image tower was trained from
+    scratch. The weights file holds the image tower, the projection and the logit scale; its metadata says how it was
+    made.
 
     Args:
         weights: a file written by ``experiments/pretrain``; None = the one in the package.
