@@ -155,7 +155,8 @@ def _summary(group: pd.DataFrame, runs: Mapping[str, Run], level: float) -> dict
     seeds = sorted({int(seed) for seed in group["seed"]})
     scores = [run.per_item.get(record.figure_id) for run, record in members]
     items = next((score for score in scores if score is not None), None)
-    deterministic = bool(group["deterministic"].all())
+    # A deterministic method under a probe that draws by the seed has figures that differ, and an interval over seeds.
+    deterministic = bool(group["deterministic"].all()) and group["value"].nunique() == 1
     mean = float(subsets.mean())
     low = high = float("nan")
     interval, n = "none", 1

@@ -55,7 +55,7 @@ STYLE: dict[str, Any] = {
 }
 GREY = "#555555"
 OWN_COLOURS = {
-    "cross_modal": "#000000",
+    "cross_modal": "#4d4d4d",
     "image_expert": "#E69F00",
     "text_expert": "#CC79A7",
     "concatenation": "#56B4E9",
@@ -184,7 +184,7 @@ def _place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[tuple
         extent = note.get_window_extent()
         width, height = extent.width, extent.height
         best: tuple[float, float, float, Box] | None = None
-        for radius, angle in itertools.product((7, 12, 20, 30, 44, 60), range(0, 360, 15)):
+        for radius, angle in itertools.product((7, 12, 20, 30, 44, 60, 80), range(0, 360, 15)):
             dx, dy = radius * pixels * np.cos(np.radians(angle)), radius * pixels * np.sin(np.radians(angle))
             # The label's nearest side faces the point.
             left = at[0] + dx - width * (0.5 - 0.5 * np.cos(np.radians(angle)))
@@ -205,7 +205,7 @@ def _place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[tuple
         note.set_position(((left - at[0]) / pixels, (bottom - at[1]) / pixels))
         reach_x = max(left - at[0], at[0] - left - width, 0)
         reach_y = max(bottom - at[1], at[1] - bottom - height, 0)
-        if np.hypot(reach_x, reach_y) > 16 * pixels:
+        if np.hypot(reach_x, reach_y) > 9 * pixels:
             end = [np.clip(at[0], left, left + width), np.clip(at[1], bottom, bottom + height)]
             line = axes.transData.inverted().transform(np.array([at, end], dtype=float))
             axes.plot(line[:, 0], line[:, 1], color=colour, lw=0.6, alpha=0.7, scalex=False, scaley=False)
@@ -257,6 +257,22 @@ def _right_labels(axes: Axes, labels: Sequence[tuple[float, str, str]], *, lines
 # --- Figures of boards ------------------------------------------------------------------------------------------
 
 
+def _two_lines(text: str) -> str:
+    """Break a text at the space nearest to its middle.
+
+    >>> _two_lines("RP-KrossFuse, exact (768)").split(chr(10))
+    ['RP-KrossFuse,', 'exact (768)']
+    """
+    spaces = [i for i, letter in enumerate(text) if letter == " "]
+    if not spaces:
+        return text
+    middle = min(spaces, key=lambda i: abs(i - len(text) / 2))
+    return f"{text[:middle]}\n{text[middle + 1 :]}"
+
+
+ZERO_SHOT_LINE = "the cross-modal encoder's zero-shot"
+
+
 def _paired_columns(board: Board) -> Iterator[tuple[Column, Column]]:
     """Yield (linear probe, zero-shot) accuracy columns of the same label set and modality."""
     primary = [c for c in board.primary() if c.metric == "accuracy"]
@@ -278,7 +294,11 @@ def linear_against_zero_shot(board: Board) -> Figure | None:
     _titled(
         figure,
         "What fusion buys in linear probe, and what it costs in zero-shot",
-        _subtitle(board, [c for pair in pairs for c in pair], "in brackets: dimension, larger with larger markers"),
+        _subtitle(
+            board,
+            [c for pair in pairs for c in pair],
+            f"dashed: {ZERO_SHOT_LINE} · larger marker: larger dimension",
+        ),
     )
     todo = []
     for axes, (linear, zero) in zip(grid.flat, pairs, strict=False):
@@ -305,18 +325,24 @@ def _draw_trade(
             axes.errorbar(x, y, y_bars, x_bars, fmt="none", ecolor=to_rgba(family.colour, 0.35), elinewidth=1.1)
             sizes = 26 + 34 * np.arange(len(both)) / max(1, len(both) - 1)
             axes.plot(x, y, color=family.colour, lw=1.1, alpha=0.7)
-            axes.scatter(x, y, s=sizes, color=family.colour, marker=family.marker, zorder=3, edgecolor="white", lw=0.6)
+            above = 4 if family.fusion == PARENT else 3
+            axes.scatter(
+                x, y, s=sizes, color=family.colour, marker=family.marker, zorder=above, edgecolor="white", lw=0.6
+            )
             span = f"{both[0].dim}–{both[-1].dim}" if len(both) > 1 else str(both[0].dim)
-            names.append((x[-1], y[-1], f"{family.name} ({span})", family.colour))
+            names.append((x[-1], y[-1], _two_lines(f"{family.name} ({span})"), family.colour))
             for a, b, bars_x, bars_y in zip(x, y, x_bars.T, y_bars.T, strict=True):
                 obstacles += _cross(a, b, np.nan_to_num(bars_x), np.nan_to_num(bars_y))
             if family.fusion == PARENT:
-                axes.axvline(x[-1], color=GREY, lw=0.9, ls=(0, (4, 3)), zorder=1)
+                axes.axvline(x[-1], color=GREY, lw=0.9, ls=(0, (4, 3)), zorder=1, label=ZERO_SHOT_LINE)
         for row in only:
             y, _ = _bars([row], linear)
             axes.axhline(y[0], color=family.colour, lw=1.3, ls=(0, (1, 1.5)), zorder=1)
             levels.append((y[0], f"{family.name} ({row.dim}),\nno zero-shot", family.colour))
     axes.margins(0.16, 0.14)
+    low, high = axes.get_ylim()
+    for line in (line for line in axes.lines if line.get_label() == ZERO_SHOT_LINE):
+        obstacles += [(float(np.ravel(line.get_xdata())[0]), y) for y in np.linspace(low, high, 60)]
     axes.set_title(" · ".join(p for p in (linear.told["label_set"], linear.told["modality"]) if p))
     _right_labels(axes, levels, lines=2)
     axes.set_xlabel("zero-shot accuracy (%)")
@@ -341,7 +367,7 @@ def accuracy_against_dimension(board: Board) -> Figure | None:
     n_rows, n_columns = _grid(len(columns), 2)
     figure = _figure(5.9 * n_columns, 3.5 * n_rows)
     grid = figure.subplots(n_rows, n_columns, squeeze=False)
-    _titled(figure, "Accuracy against dimension", _subtitle(board, columns, "bands and bars: the intervals"))
+    _titled(figure, "Results against dimension", _subtitle(board, columns, "in brackets: dimension"))
     dims = sorted({row.dim for f in groups if f.name in swept for row in f.rows})
     for axes, column in zip(grid.flat, columns, strict=False):
         labels: list[tuple[float, str, str]] = []

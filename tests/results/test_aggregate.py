@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,18 @@ def test_a_deterministic_method_gets_an_interval_over_items(quickstart: Path) ->
 
 def test_copies_of_a_deterministic_figure_are_no_seeds(sweep: Any) -> None:
     for seed in (0, 1, 2):
-        sweep.run("cross_modal", {"group": 0.6}, seed=seed, deterministic=True)
-    for run in read_runs(sweep.folder):
-        assert run.state == "finished"
+        folder = sweep.run("cross_modal", {"group": 0.6}, deterministic=True)
+        lines = (json.loads(line) | {"seed": seed} for line in (folder / "results.jsonl").read_text().splitlines())
+        (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     row = cell(aggregate(read_runs(sweep.folder))[0], probe="linear_probe")
     assert row["interval"] == "items"
+
+
+def test_a_deterministic_method_under_a_random_probe_has_an_interval_over_seeds(sweep: Any) -> None:
+    for seed in (0, 1, 2):
+        sweep.run("cross_modal", {"group": 0.6 + seed / 100}, seed=seed, deterministic=True)
+    row = cell(aggregate(read_runs(sweep.folder))[0], probe="linear_probe")
+    assert (row["interval"], row["n"]) == ("seeds", 3)
 
 
 def test_without_items_one_run_has_no_interval(sweep: Any) -> None:
@@ -138,8 +146,6 @@ def test_a_constant_selected_run_by_run_is_one_method_with_a_range(sweep: Any) -
     for seed, constant in ((0, 0.1), (1, 1.0)):
         folder = sweep.run("rp_krossfuse", {"group": 0.5}, seed=seed, C=constant)
         path = folder / "results.jsonl"
-        import json
-
         lines = [json.loads(line) | {"config_digest": "same"} for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     row = cell(aggregate(read_runs(sweep.folder))[0], probe="linear_probe")

@@ -90,7 +90,7 @@ def test_trade_off_draws_the_recorded_means_and_labels_do_not_overlap(quickstart
         assert figure is not None
         left = figure.axes[0]
         labels = texts(figure)
-        assert {t.get_text() for t in left.texts} == {
+        assert {t.get_text().replace("\n", " ") for t in left.texts} == {
             "Cross-modal alone (256)",
             "Image expert alone (1280)",
             "Concatenation (1536)",

@@ -101,6 +101,12 @@ def test_wandb_closes_a_failed_job_with_exit_code_1_and_the_next_starts_afresh(t
     assert ids[0] != ids[1]
 
 
+def test_wandb_disabled_writes_nothing(tmp_path: Path) -> None:
+    with WandbTracker(mode="disabled").run(tmp_path, {"seed": 0}, name="job") as run:
+        run.log_records([RECORD])
+    assert not list(tmp_path.rglob("*.wandb"))
+
+
 def test_wandb_online_without_an_account_says_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
