@@ -126,7 +126,7 @@ def build(cfg: Plain, fusion: str) -> Job:
     for flag, value in (("save_fusion", cfg["save_fusion"]), ("extraction.progress", cfg["extraction"]["progress"])):
         if not isinstance(value, bool):
             raise ConfigError(f"{flag}={value!r} must be true or false")
-    if not cfg["probe"]:
+    if not cfg.get("probe"):
         raise ConfigError("probe=[] measures nothing; choose at least one, e.g. probe=[linear_probe]")
     data = make(cfg["data"], "data")
     pair = make(cfg["pair"], "pair") if cfg["pair"] else None

@@ -23,10 +23,11 @@ NEEDS: dict[str, list[str]] = {
     "data=embeddings": ["data.path=features.npz"],
     "data=mnist": ["data.root=mnist"],
     "data=senteval": ["data.root=text", "pair=openmoji_text"],
-    "data=text_files": ["data.root=texts", "data.files=all.txt", "pair=openmoji_text"],
+    "data=text_files": ["data.root=texts", "data.files={all: all.txt}", "pair=openmoji_text"],
     "pair=none": ["data=embeddings", "data.path=features.npz"],
     "fusion=text_expert": ["pair=openmoji_text"],
-    "fusion=unimodal_krossfuse": ["pair=two_image_experts"],
+    "pair=openmoji_experts": ["fusion=unimodal_krossfuse"],
+    "fusion=unimodal_krossfuse": ["pair=openmoji_experts"],
     "fusion/sketch=spectral": ["fusion.alignment=exact"],
     "fusion/sketch=nystrom": ["fusion.alignment=exact"],
 }
