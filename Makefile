@@ -59,7 +59,7 @@ lock: ## Resolve requirements.lock anew (pins only)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --group dev --upgrade \
-	  --no-emit-index-url --no-emit-find-links --no-header --output-file requirements.lock
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate --output-file requirements.lock
 
 clean: ## Remove the virtual environment, run folders, caches and build output (the feature store stays)
 	rm -rf $(VENV) runs bench build dist wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
