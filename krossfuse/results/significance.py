@@ -137,13 +137,15 @@ def bootstrap_differences(a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000
     if seeds > 1:
         centre = delta.mean(axis=0)
         delta = centre + (delta - centre) * np.sqrt(seeds / (seeds - 1))
+    # Items with the same differences are one outcome of the draw: a few columns with counts in place of all items.
+    delta, counts = np.unique(delta, axis=1, return_counts=True)
     generator = np.random.default_rng(seed)
     out = np.empty(resamples)
-    size = max(1, _BLOCK_BYTES // (8 * items * 3))
+    size = max(1, _BLOCK_BYTES // (8 * len(counts) * 3))
     for start in range(0, resamples, size):
         n = min(size, resamples - start)
         by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=n) @ delta / seeds
-        by_item = generator.multinomial(items, np.full(items, 1 / items), size=n)
+        by_item = generator.multinomial(items, counts / items, size=n)
         out[start : start + n] = np.einsum("ri,ri->r", by_seed, by_item) / items
     return out
 
