@@ -28,8 +28,8 @@ from krossfuse.errors import ConfigError, DataError, check_positive
 
 _BLOCK_VALUES = 1 << 24  # in one block of rows: 64 MB of float32
 _HISTORY = 20
-_SKETCH_RANK = 512
-_SKETCH_ROWS = 5120
+SKETCH_RANK = 512
+SKETCH_ROWS = 5120
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
@@ -570,11 +570,11 @@ class _Spectrum:
 
 def _nystrom(rows: _Rows, *, centred: bool) -> _Spectrum:
     """Sketch the covariance of an unbatched set of rows from an even sample of them."""
-    count = min(rows.n, _SKETCH_ROWS)
+    count = min(rows.n, SKETCH_ROWS)
     sample = rows.sample(count)[0]
     if centred:
         sample = sample - sample.mean(0)
-    rank = min(rows.d, _SKETCH_RANK)
+    rank = min(rows.d, SKETCH_RANK)
     probe = torch.randn(rows.d, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     probe = torch.linalg.qr(probe.to(rows.device, rows.dtype))[0]
     image = (sample.T @ (sample @ probe)) / count
