@@ -5,8 +5,10 @@ softmax for three classes or more, one logistic for two, a logistic a class wher
 minimises it in full batch in its mean form ``(1/S)·Σ sᵢ·lossᵢ + (λ/2)·‖W‖²`` with ``S = Σ sᵢ``, ``λ = 1/(C·S)``, whose
 gradient scikit-learn's ``tol`` bounds too. What makes it fast:
 
-* A preconditioner. At W = 0 the Hessian of class k with prior π_k is ``π_k(1 − π_k)·Σ + λ``, Σ the features'
-  covariance; its leading eigenpairs (a randomised Nyström sketch, arXiv 2110.02820) invert it for all classes, all C.
+* A preconditioner. The Hessian of class k is about ``c_k·Σ + λ``, with c_k the mean of p_k(1 − p_k) and Σ the
+  features' covariance; the leading eigenpairs of Σ (a randomised Nyström sketch, arXiv 2110.02820) invert it for all
+  classes and all C.
+* Intercepts are eliminated: given the scores, their optimum costs no product with the features.
 * One pass over the rows serves every label set and every C that is being solved: their weights stand side by side in
   one matrix product, 4·n·d·(columns) operations for objective and gradient.
 * A path: C ascending, each solution extrapolated from the last two in log C, with the curvature pairs that L-BFGS
@@ -27,6 +29,9 @@ from torch import Tensor
 from krossfuse.errors import ConfigError, DataError, check_positive
 
 _BLOCK_VALUES = 1 << 24  # in one block of rows: 64 MB of float32
+_SCORE_VALUES = 1 << 26  # scores of all rows that are kept at once: 256 MB of float32
+_BALANCE_STEPS = 10
+_GAIN = 1e-2  # of tol: the gain, relative to the objective, that a last step may still expect
 _HISTORY = 20
 SKETCH_RANK = 512
 SKETCH_ROWS = 5120
@@ -66,7 +71,7 @@ class LogisticFit:
         objective: (..., n_C) float64, ``C·Σ s·loss + ½‖W‖²``.
         gradient: (..., n_C) float64, the largest entry of the gradient over its largest at W = 0.
         iterations: (..., n_C) int64, accepted steps.
-        converged: (..., n_C) bool, ``gradient <= tol``; False where ``max_iter`` or the precision ended it.
+        converged: (..., n_C) bool, within ``tol``; False where ``max_iter`` or the precision ended it.
         passes: evaluations of objective and gradient, in which label sets share.
     """
 
@@ -105,7 +110,8 @@ def fit_logistic(
             tensors, whose rows follow one another.
         targets: the label sets, solved together; unbatched.
         C: inverse strengths of regularisation, in any order.
-        tol: bound on the gradient's largest entry, relative to its largest at W = 0 (with intercepts at the priors).
+        tol: bound on the gradient's largest entry, relative to its largest at W = 0 (with intercepts at the priors);
+            besides, the next step must be expected to gain at most ``tol``/100 of the objective.
         max_iter: accepted steps at most.
         fit_intercept: fit an unpenalised intercept.
         path: solve C ascending, each from the last; else all at once, which needs the fewest passes over ``x``.
@@ -400,7 +406,8 @@ class _Prepared:
         total: (batch,) float64, S.
         mean: (batch, d) what the rows are centred by; zero without intercept.
         columns: K, or 1 for two classes.
-        prior: (batch, columns) float64.
+        share: (batch, columns) float64, of the weight that a class has.
+        prior: (batch, columns) float64, ``share`` kept within half a row of 0 and 1.
         intercept: whether one is fitted.
         pair: whether two classes are one column.
     """
@@ -411,6 +418,7 @@ class _Prepared:
     total: Tensor
     mean: Tensor
     columns: int
+    share: Tensor
     prior: Tensor
     intercept: bool
     pair: bool
@@ -455,9 +463,8 @@ class _Prepared:
         ceiling = torch.maximum(1 - floor, floor)
         kind = "softmax" if hot.ndim == 2 else "sigmoid"
         columns = 1 if pair else k
-        return _Prepared(
-            kind, hot, scaled.to(rows.dtype), total, mean, columns, prior.clamp(floor, ceiling), intercept, pair
-        )
+        clamped = prior.clamp(floor, ceiling)
+        return _Prepared(kind, hot, scaled.to(rows.dtype), total, mean, columns, prior, clamped, intercept, pair)
 
     def start(self) -> Tensor:
         """Return the (batch, columns, d + 1) null model: W = 0, intercepts at the priors."""
@@ -466,6 +473,47 @@ class _Prepared:
             logit = self.prior.log() if self.kind == "softmax" else torch.logit(self.prior)
             w[..., -1] = logit.to(w.dtype)
         return w
+
+    def balance(
+        self, chunks: Sequence[tuple[slice, Tensor]], intercept: Tensor, bound: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the intercepts that are best for given scores without them, and the mean of p(1 − p) there.
+
+        Both are (batch, n_C, columns).
+
+        Args:
+            chunks: parts of the rows with their scores (batch, m, n_C, columns).
+            intercept: (batch, n_C, columns) to start from.
+            bound: (batch, n_C) on the gradient's entries.
+        """
+        share, start = self.share[:, None], intercept
+        for _ in range(_BALANCE_STEPS):
+            mean = torch.zeros_like(intercept, dtype=torch.float64)
+            second = torch.zeros(*mean.shape, self.columns if self.kind == "softmax" else 1).to(mean)
+            for part, scores in chunks:
+                shifted = scores + intercept[:, None]
+                p = shifted.softmax(-1) if self.kind == "softmax" else shifted.sigmoid_()
+                weighted = p * self.weight[:, part, None, None]
+                mean += weighted.sum(1)
+                if self.kind == "softmax":
+                    second += weighted.permute(0, 2, 3, 1) @ p.transpose(1, 2)
+                else:
+                    second += (weighted * p).sum(1)[..., None]
+            excess = mean - share
+            square = second.diagonal(dim1=-2, dim2=-1) if self.kind == "softmax" else second[..., 0]
+            if bool((excess.abs().amax(-1) <= bound).all()):
+                break
+            if self.kind == "softmax":
+                # Singular along equal changes of all intercepts, which change nothing.
+                hessian = torch.diag_embed(mean) - second + 1 / self.columns
+                step = torch.linalg.lstsq(hessian, excess[..., None]).solution[..., 0]
+                # Iterative scaling never overshoots: it serves where Newton's model is not to be trusted.
+                trusted = ((excess.abs() <= 0.3 * share).all(-1) & (step.abs().amax(-1) <= 1))[..., None]
+                step = torch.where(trusted, step, (mean.clamp_min(1e-12) / share.clamp_min(1e-12)).log().clamp(-3, 3))
+            else:
+                step = (excess / (mean - square).clamp_min(1e-12)).clamp(-1, 1)
+            intercept = intercept - step.to(intercept.dtype)
+        return (intercept if bool(torch.isfinite(intercept).all()) else start), mean - square
 
     def loss(self, scores: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """Turn scores (batch, m, n_C, columns) into residuals, in place; also return the (batch, n_C) loss."""
@@ -484,32 +532,52 @@ class _Prepared:
 
 
 def _objective(
-    rows: _Rows, targets: Sequence[_Prepared], trials: Sequence[Tensor], strengths: Sequence[Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    """Return objective (batch, n_C) and gradient like the trial of each target, in one pass over the rows.
+    rows: _Rows,
+    targets: Sequence[_Prepared],
+    trials: Sequence[Tensor],
+    strengths: Sequence[Tensor],
+    bounds: Sequence[Tensor] | None = None,
+) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Return of each target objective (batch, n_C), gradient like its trial, and curvature, in one pass over the rows.
+
+    The curvature is the (batch, n_C, columns) mean of p(1 − p), where it is known.
+
+    Where the scores of all rows fit in memory, the intercepts of the trials are first replaced by the best ones, which
+    costs no product with the features: the intercept's Hessian changes most along the way, and slows W down with it.
 
     Args:
         rows: the features.
         targets: the label sets.
         trials: of each, weights (batch, n_C, columns, d + 1) on the centred rows, the intercept last.
         strengths: of each, λ (batch, n_C) float64.
+        bounds: of each, (batch, n_C) on the intercepts' gradient; None leaves the intercepts as they are.
     """
-    weights, offsets, sizes = [], [], []
-    for target, w in zip(targets, trials, strict=True):
-        flat = w.flatten(1, 2)
-        weights.append(flat[..., :-1])
-        offsets.append(flat[..., -1] - (flat[..., :-1] @ target.mean[:, :, None])[..., 0])
-        sizes.append(flat.shape[1])
-    stacked, offset = torch.cat(weights, 1).contiguous(), torch.cat(offsets, 1)[:, None]
+    shapes = [w.shape[:3] for w in trials]
+    sizes = [shape[1] * shape[2] for shape in shapes]
+    stacked = torch.cat([w[..., :-1].flatten(1, 2) for w in trials], 1).contiguous()
+    means = torch.cat([t.mean[:, None].expand(-1, size, -1) for t, size in zip(targets, sizes, strict=True)], 1)
+    shift = -(stacked * means).sum(2)[:, None]
+    kept: list[tuple[slice, Tensor]] = []
+    curvature: list[Tensor | None] = [None] * len(targets)
+    if bounds is not None and rows.batch * rows.n * sum(sizes) <= _SCORE_VALUES:
+        kept = [(part, rows.scores(block, stacked).add_(shift)) for part, block in rows]
+        columns = [torch.split(scores, sizes, 2) for _, scores in kept]
+        for i, target in enumerate(targets):
+            if target.intercept:
+                chunks = [
+                    (at, own[i].view(*own[i].shape[:2], *shapes[i][1:]))
+                    for (at, _), own in zip(kept, columns, strict=True)
+                ]
+                trials[i][..., -1], curvature[i] = target.balance(chunks, trials[i][..., -1], bounds[i])
+    offset = torch.cat([w[..., -1].flatten(1) for w in trials], 1)[:, None]
     gradient = torch.zeros_like(stacked)
     sums = torch.zeros_like(offset[:, 0])
-    losses = [torch.zeros(w.shape[:2], dtype=torch.float64, device=rows.device) for w in trials]
-    for part, block in rows:
-        scores = rows.scores(block, stacked).add_(offset)
+    losses = [torch.zeros(shape[:2], dtype=torch.float64, device=rows.device) for shape in shapes]
+    for k, (part, block) in enumerate(rows):
+        scores = (kept[k][1] if kept else rows.scores(block, stacked).add_(shift)).add_(offset)
         residuals = []
         for i, own in enumerate(torch.split(scores, sizes, 2)):
-            shaped = own.reshape(*own.shape[:2], trials[i].shape[1], targets[i].columns)
-            loss, residual = targets[i].loss(shaped, part)
+            loss, residual = targets[i].loss(own.reshape(*own.shape[:2], *shapes[i][1:]), part)
             losses[i] += loss
             residuals.append(residual.flatten(2))
         residual = residuals[0] if len(residuals) == 1 else torch.cat(residuals, 2)
@@ -520,10 +588,10 @@ def _objective(
         target, w, strength = targets[i], trials[i], strengths[i]
         g = torch.empty_like(w)
         if target.intercept:
-            own = own - total[..., None] * target.mean[:, None]
+            own -= total[..., None] * target.mean[:, None]
         g[..., :-1] = own.view_as(w[..., :-1]) + strength[..., None, None].to(w.dtype) * w[..., :-1]
         g[..., -1] = total.view(w.shape[:3]) if target.intercept else 0
-        out.append((losses[i] + strength / 2 * w[..., :-1].double().square().sum((2, 3)), g))
+        out.append((losses[i] + strength / 2 * w[..., :-1].double().square().sum((2, 3)), g, curvature[i]))
     return out
 
 
@@ -545,15 +613,15 @@ class _Spectrum:
     basis: Tensor | None = None
     tail: float = 0.0
 
-    def precondition(self, v: Tensor, prior: Tensor, strength: Tensor) -> Tensor:
-        """Solve with the Hessian at W = 0.
+    def precondition(self, v: Tensor, curvature: Tensor, strength: Tensor) -> Tensor:
+        """Solve with the Hessian's blocks of a class each, ``curvature·covariance + λ``.
 
         Args:
             v: (batch, n_C, columns, d + 1).
-            prior: (batch, columns).
+            curvature: (batch, n_C, columns).
             strength: (batch, n_C), λ.
         """
-        curvature = (prior * (1 - prior)).to(v.dtype)[:, None, :, None]
+        curvature = curvature.to(v.dtype)[..., None]
         lam = strength.to(v.dtype)[:, :, None, None]
         inverse = 1 / (curvature * self.values[:, None, None].to(v.dtype) + lam)
         out = torch.empty_like(v)
@@ -668,30 +736,44 @@ class _Problem:
         spectrum: _Spectrum,
         strength: Tensor,
         start: Tensor,
-        bound: Tensor,
+        tol: float,
+        scale: Tensor,
         max_iter: int,
         columns: Sequence[int],
     ) -> None:
         self.target, self.spectrum, self.strength, self.columns = target, spectrum, strength, list(columns)
         self.shape = start.shape[2:]
-        bounds = bound[:, None].expand(strength.shape).flatten()
-        self.search = _Lbfgs(start.flatten(0, 1).flatten(1), self._precondition, bounds, max_iter)
+        self.null = (target.prior * (1 - target.prior))[:, None]
+        self.curvature = self.null.expand(*strength.shape, -1)
+        bound = (tol * scale)[:, None].expand(strength.shape).flatten()
+        self.search = _Lbfgs(start.flatten(0, 1).flatten(1), self._precondition, bound, _GAIN * tol, max_iter)
 
     def _precondition(self, v: Tensor) -> Tensor:
         shaped = v.view(*self.strength.shape, *self.shape)
-        return self.spectrum.precondition(shaped, self.target.prior, self.strength).view_as(v)
+        return self.spectrum.precondition(shaped, self.curvature, self.strength).view_as(v)
 
     @property
     def trial(self) -> Tensor:
         """The (batch, n_C, columns, d + 1) point to be evaluated."""
         return self.search.trial.view(*self.strength.shape, *self.shape)
 
+    def update(self, f: Tensor, g: Tensor, curvature: Tensor | None) -> None:
+        """Take objective, gradient and curvature, if known, at the trial."""
+        if curvature is not None:
+            self.curvature = torch.clamp(curvature, 1e-3 * self.null, self.null)
+        self.search.update(f.flatten(), g.flatten(0, 1).flatten(1))
+
+    def intercept_bound(self) -> Tensor:
+        """Return the (batch, n_C) gradient to which intercepts are fitted: well below the rest of it."""
+        known = torch.where(torch.isfinite(self.search.norm), 0.1 * self.search.norm, 0)
+        return torch.maximum(0.5 * self.search.bound, known).view(self.strength.shape)
+
     def drop(self, keep: list[int]) -> None:
         """Keep only the values of C at these positions."""
         batch, count = self.strength.shape
         index = torch.tensor(keep, device=self.strength.device)
         self.search.select((torch.arange(batch, device=index.device)[:, None] * count + index).flatten())
-        self.strength = self.strength[:, index]
+        self.strength, self.curvature = self.strength[:, index], self.curvature[:, index]
         self.columns = [self.columns[k] for k in keep]
 
 
@@ -703,11 +785,12 @@ class _Solution:
     f: Tensor
     norm: Tensor
     iterations: Tensor
+    converged: Tensor
 
     @staticmethod
     def empty(batch: int, count: int, device: torch.device) -> _Solution:
         values = torch.zeros(batch, count, dtype=torch.float64, device=device)
-        return _Solution([None] * count, values, values.clone(), torch.zeros_like(values, dtype=torch.int64))
+        return _Solution([None] * count, values, values.clone(), values.long(), values.bool())
 
     def take(self, problem: _Problem, position: int) -> None:
         shape = problem.strength.shape
@@ -716,6 +799,7 @@ class _Solution:
         self.f[:, column] = search.f.view(shape)[:, position]
         self.norm[:, column] = search.norm.view(shape)[:, position]
         self.iterations[:, column] = search.iterations.view(shape)[:, position]
+        self.converged[:, column] = search.converged.view(shape)[:, position]
 
 
 def _solve(
@@ -742,7 +826,7 @@ def _solve(
     # The null model, from which C makes no difference, gives the scale of the tolerance and starts whatever is cold.
     null = [target.start()[:, None] for target in targets]
     at_null = _objective(rows, targets, null, [s[:, :1] for s in strengths])
-    scales = [g.abs().flatten(1).amax(1).double() for _, g in at_null]
+    scales = [g.abs().flatten(1).amax(1).double() for _, g, _ in at_null]
     passes = 1
     orders = [sorted(range(count), key=grid.__getitem__) for grid in grids]
     last: list[_Problem] = []
@@ -754,14 +838,14 @@ def _solve(
             if done:
                 start = _extrapolate(solutions[i].w, done, logs[i], now[0])[:, None]
             strength = strengths[i][:, now]
-            problem = _Problem(target, spectrum, strength, start.clone(), tol * scales[i], max_iter, now)
+            problem = _Problem(target, spectrum, strength, start.clone(), tol, scales[i], max_iter, now)
             if done:
                 change = torch.zeros_like(start)
                 change[..., :-1] = (strength - strengths[i][:, done[-1:]])[..., None, None]
                 problem.search.inherit(last[i].search, change.flatten(0, 1).flatten(1))
             else:
-                f, g = at_null[i]
-                problem.search.update(f.expand(-1, len(now)).flatten(), g.expand_as(start).flatten(0, 1).flatten(1))
+                f, g, _ = at_null[i]
+                problem.update(f.expand(-1, len(now)), g.expand_as(start), None)
             problems.append(problem)
         last = list(problems)
         live = dict(enumerate(problems))
@@ -778,13 +862,17 @@ def _solve(
             if live:
                 using = list(live.values())
                 values = _objective(
-                    rows, [p.target for p in using], [p.trial for p in using], [p.strength for p in using]
+                    rows,
+                    [p.target for p in using],
+                    [p.trial for p in using],
+                    [p.strength for p in using],
+                    [p.intercept_bound() for p in using],
                 )
                 passes += 1
-                for problem, (f, g) in zip(using, values, strict=True):
-                    problem.search.update(f.flatten(), g.flatten(0, 1).flatten(1))
+                for problem, (f, g, curvature) in zip(using, values, strict=True):
+                    problem.update(f, g, curvature)
     return [
-        _finish(t, s, strength, tol, scale, passes)
+        _finish(t, s, strength, scale, passes)
         for t, s, strength, scale in zip(targets, solutions, strengths, scales, strict=True)
     ]
 
@@ -800,17 +888,22 @@ def _extrapolate(w: Sequence[Tensor | None], done: Sequence[int], logs: Tensor, 
     return torch.lerp(before, last, 1 + min(reach, 1.0))
 
 
-def _finish(
-    target: _Prepared, solution: _Solution, strength: Tensor, tol: float, scale: Tensor, passes: int
-) -> LogisticFit:
+def _finish(target: _Prepared, solution: _Solution, strength: Tensor, scale: Tensor, passes: int) -> LogisticFit:
     w = torch.stack([v for v in solution.w if v is not None], 1)
     weights, intercepts = w[..., :-1], w[..., -1] - (w[..., :-1] @ target.mean[:, None, :, None])[..., 0]
     if target.pair:
         weights = torch.cat([-weights / 2, weights / 2], 2)
         intercepts = torch.cat([-intercepts / 2, intercepts / 2], 2)
-    gradient = solution.norm / scale[:, None].clamp_min(1e-300)
+    elif target.kind == "softmax":  # equal changes of all change no probability: they sum to zero, as W's rows do
+        intercepts = intercepts - intercepts.mean(2, keepdim=True)
     return LogisticFit(
-        weights.contiguous(), intercepts, solution.f / strength, gradient, solution.iterations, gradient <= tol, passes
+        weights.contiguous(),
+        intercepts,
+        solution.f / strength,
+        solution.norm / scale[:, None].clamp_min(1e-300),
+        solution.iterations,
+        solution.converged,
+        passes,
     )
 
 
@@ -827,15 +920,25 @@ class _Lbfgs:
     """L-BFGS on P independent convex problems in step, as ask (``trial``) and tell (``update``).
 
     Every round evaluates each problem at its own trial point, so that one that rejects its step holds up no other.
-    Vectors are (P, D); ``precondition`` is the initial inverse Hessian.
+    Vectors are (P, D); ``precondition`` is the initial inverse Hessian. A problem has converged when the gradient's
+    entries are at most its ``bound`` and the next step is expected to gain at most ``least_gain`` of the objective:
+    where regularisation is weak, a small gradient alone says little.
     """
 
-    def __init__(self, start: Tensor, precondition: Callable[[Tensor], Tensor], bound: Tensor, max_iter: int) -> None:
+    def __init__(
+        self,
+        start: Tensor,
+        precondition: Callable[[Tensor], Tensor],
+        bound: Tensor,
+        least_gain: float,
+        max_iter: int,
+    ) -> None:
         self.trial = self.w = start
-        self.precondition, self.bound, self.max_iter = precondition, bound, max_iter
+        self.precondition, self.bound, self.least_gain, self.max_iter = precondition, bound, least_gain, max_iter
         self.g = self.direction = torch.zeros_like(start)
         self.f = torch.full_like(bound, math.inf)
-        self.norm = torch.full_like(bound, math.inf)
+        self.norm = self.gain = torch.full_like(bound, math.inf)
+        self.converged = torch.zeros_like(bound, dtype=torch.bool)
         self.step = self.slope = torch.zeros_like(bound)
         self.scale = torch.ones_like(bound)
         self.iterations = torch.zeros_like(bound, dtype=torch.int64)
@@ -860,14 +963,14 @@ class _Lbfgs:
         self.g = torch.where(accept[:, None], g, self.g)
         self.f = torch.where(accept, f, self.f)
         self.norm = torch.where(accept, g.abs().amax(1).double(), self.norm)
-        self.active = self.active & (self.norm > self.bound) & (self.iterations < self.max_iter)
-        self.active = self.active & (accept | (shorter > 1e-4))
-        if not bool(self.active.any()):
-            return
         if bool(accept.any()):
             direction = -self._inverse_hessian(self.g)
             self.direction = torch.where(accept[:, None], direction, self.direction)
             self.slope = torch.where(accept, _dot(self.g, self.direction), self.slope)
+        # A step along the direction is expected to gain half the slope.
+        self.gain = torch.where(accept, -self.slope / (2 * self.f.abs().clamp_min(1e-300)), self.gain)
+        self.converged = (self.norm <= self.bound) & (self.gain <= self.least_gain)
+        self.active = self.active & ~self.converged & (self.iterations < self.max_iter) & (accept | (shorter > 1e-4))
         self.step = torch.where(accept, 1.0, shorter) * self.active
         self.trial = self.w + self.step[:, None].to(self.w.dtype) * self.direction
 
@@ -907,6 +1010,8 @@ class _Lbfgs:
             "direction",
             "f",
             "norm",
+            "gain",
+            "converged",
             "step",
             "slope",
             "scale",
