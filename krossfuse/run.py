@@ -336,6 +336,8 @@ def probe_all(
         seconds = time.perf_counter() - start
         found = records(job, method, bundle, name, result, seconds)
         tracker.log_records([writer.append(record, scores) for record, scores in found])
+        if result.drawn:
+            writer.write_drawn(name, result.drawn)
         probed = True
     if not probed:
         raise DataError(f"none of the probes {list(job.probes)} applies to {label}: it encodes {method.modalities}")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from krossfuse.__main__ import main
+from krossfuse.probes.subsets import FewShotSubset
 from krossfuse.results.records import read_runs
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -97,6 +99,19 @@ def test_every_experiment_runs(experiment: str, command: Run, features: Path) ->
         *TOY[experiment],
     )
     assert finished(sweep) >= 3
+
+
+def test_few_shot_subsets_are_written_down(command: Run, features: Path) -> None:
+    arguments = ["data=embeddings", "pair=none", f"data.path={features}", "data.text_experts=[]", "fusion=cross_modal"]
+    folder = command(*arguments, "probe=[few_shot]", *TOY["few_shot"][1:], "logger=none")
+    drawn = json.loads((folder / "few_shot.drawn.json").read_text())
+    written = {
+        FewShotSubset(s["shots"], s["seed"], torch.tensor(s["train"]), torch.tensor(s["val"]), s["val_split"]).digest
+        for s in drawn["class"]
+    }
+    (run,) = read_runs(folder)
+    assert {record.protocol["subset_digest"] for record in run.records} == written
+    assert len(written) == 4
 
 
 def test_a_text_dataset_runs(command: Run, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     data = instantiate(cfg.data)
-    logger = instantiate(cfg.logger) if cfg.logger else False
+    logger = instantiate(cfg.logger) if cfg.get("logger") else False
     torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, verbose=False)
 

@@ -38,11 +38,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe returns: figures, the protocol that they share, and the fitted heads by name (may be none)."""
+    """What a probe returns.
+
+    Attributes:
+        figures: the measured numbers.
+        protocol: what they share.
+        heads: the fitted heads by name; may be none.
+        drawn: what the probe drew by seed (few-shot subsets), JSON-able; written to the run folder where there is any.
+    """
 
     figures: list[Figure]
     protocol: Mapping[str, Any]
     heads: Mapping[str, nn.Module] = field(default_factory=dict)
+    drawn: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

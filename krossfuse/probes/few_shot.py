@@ -177,11 +177,13 @@ class FewShot(Probe):
                 usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
                 raise DataError(f"few-shot needs single-label sets; {name!r} is not one of {usable}")
         figures: list[Figure] = []
+        drawn: dict[str, Any] = {}
         for name in self._chosen(space):
             prompts = space.info.label_sets[name].prompts
             if self.texts == "prompts" and self.prompt_set is not None and self.prompt_set not in prompts:
                 raise DataError(f"label set {name!r} has no prompt set {self.prompt_set!r}; it has {sorted(prompts)}")
             figures += self._evaluate(space, name)
+            drawn[name] = [subset.written_down() for subset in self.subsets(space, name)]
         return ProbeResult(
             figures,
             {
@@ -194,6 +196,7 @@ class FewShot(Probe):
                 "normalise": self.normalise,
                 "n_subsets": self.n_seeds,
             },
+            drawn=drawn,
         )
 
     def _evaluate(self, space: EmbeddingSpace, name: str) -> list[Figure]:

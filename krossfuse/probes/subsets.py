@@ -37,7 +37,7 @@ class FewShotSubset:
     val_split: str = VAL
 
     def written_down(self) -> dict[str, Any]:
-        """Return everything as a JSON-able mapping."""
+        """Return the draw and its rows as a JSON-able mapping."""
         return {
             "shots": self.shots,
             "seed": self.seed,

@@ -5,6 +5,7 @@ A run folder holds::
     config.yaml      the resolved configuration
     results.jsonl    one Record a line; its presence makes a folder a run folder
     per_item.npz     test items' own scores, by ``Record.figure_id`` (for paired comparisons)
+    PROBE.drawn.json what a probe drew by seed: the rows of each few-shot subset, by label set
     kernels.npz      arrays behind the pictures (kernel matrices, similarities), see ``results.snapshot``
     status.json      how the run ended; absent while it runs, and after it was killed
 """
@@ -238,6 +239,12 @@ class RunWriter:
         """Save named arrays as ``<name>.npz`` in the folder and return its path."""
         path = self.folder / f"{name}.npz"
         save_arrays(path, arrays)
+        return path
+
+    def write_drawn(self, probe: str, drawn: Mapping[str, Any]) -> Path:
+        """Write what a probe drew by seed as ``<probe>.drawn.json`` and return its path."""
+        path = self.folder / f"{probe}.drawn.json"
+        _replace(path, json.dumps(drawn, allow_nan=False).encode() + b"\n")
         return path
 
     def finish(self, error: BaseException | None = None) -> None:
