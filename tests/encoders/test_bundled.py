@@ -21,6 +21,8 @@ TEXT = "a red apple"
 # First eight values for the rendered "umbrella" and for TEXT: a change of weights, preprocessing, pooling or library
 # that moves a feature shows here.
 GOLDEN_EFFICIENTNET = [0.0, 0.0, 1.2082, 0.0, 0.0, 0.697, 0.0136, 2.4032]
+GOLDEN_CLIP_IMAGE = [-0.4014, -0.2976, 0.427, 0.1722, 0.1553, 0.163, -0.5432, 0.0783]
+GOLDEN_CLIP_TEXT = [0.6057, -0.5983, -0.1352, -0.6928, -1.0869, 0.1041, -0.5843, -0.4832]
 GOLDEN_MINILM = [0.0282, 0.095, -0.2991, 0.4401, -0.3107, 0.047, 0.7905, -0.1792]
 
 
@@ -95,6 +97,11 @@ def test_aspect_ratio_is_kept(efficientnet: EncoderModule) -> None:
 def test_inputs_are_scaled(efficientnet: EncoderModule) -> None:
     assert float(efficientnet.prepare_image(Image.new("RGB", (9, 9), "white")).min()) == 1
     assert float(efficientnet.prepare_image(Image.new("RGB", (9, 9), "black")).max()) == -1
+
+
+def test_clip_golden(clip: EncoderModule) -> None:
+    torch.testing.assert_close(image_feature(clip)[:8], torch.tensor(GOLDEN_CLIP_IMAGE), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(text_feature(clip, TEXT)[0, :8], torch.tensor(GOLDEN_CLIP_TEXT), atol=1e-3, rtol=1e-3)
 
 
 def test_clip_is_one_space_and_deterministic(clip: EncoderModule) -> None:
