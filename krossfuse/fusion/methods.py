@@ -142,7 +142,11 @@ class KernelMethod(FusionMethod):
         given = self._given(modality, features)
         count = len(next(iter(given.values())))
         starts = range(0, count, FIT_ROWS)
-        sketch.fit_blocks(list(self._maps(given, slice(i, i + FIT_ROWS)).values()) for i in starts)
+        sketch.fit_blocks(self._factors(self._maps(given, slice(i, i + FIT_ROWS))) for i in starts)
+
+    def _factors(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return what a sketch multiplies, of one chunk."""
+        return list(maps.values())
 
     @abstractmethod
     def _encode(self, modality: Modality, maps: Mapping[str, Tensor]) -> Tensor:
@@ -189,8 +193,12 @@ class KernelMethod(FusionMethod):
         return flat
 
 
-def _build_sketch(factory: SketchFactory, kernels: Sequence[Kernel], out_dim: int | None, seed: int) -> Sketch:
+def _build_sketch(
+    factory: SketchFactory, kernels: Sequence[Kernel], out_dim: int | None, seed: int, *, constant: bool = False
+) -> Sketch:
+    """Build the sketch of a product of kernels; with ``constant``, the first one's map has one coordinate more."""
     dims = [kernel.out_dim for kernel in kernels]
+    dims[0] += constant
     sketch = factory(dims, math.prod(dims) if out_dim is None else out_dim, seed=seed)
     if not isinstance(sketch, Sketch):
         raise ConfigError(f"sketch={factory!r} does not build a Sketch; it built {type(sketch).__name__}")
@@ -199,6 +207,10 @@ def _build_sketch(factory: SketchFactory, kernels: Sequence[Kernel], out_dim: in
         raise ConfigError(
             f"sketch='joint_fourier' multiplies random Fourier features, and the kernel {other[0]!r} has none; use a "
             f"shift-invariant kernel such as gaussian, or another sketch"
+        )
+    if isinstance(sketch, JointFourierSketch) and constant:
+        raise ConfigError(
+            "sketch='joint_fourier' multiplies random Fourier features alone; set expert_weight=0 or another sketch"
         )
     return sketch
 
@@ -455,6 +467,11 @@ class RPKrossFuse(KernelMethod):
     * exact: direct sum [√C·ψ ; S(ψ ⊗ γ)] for images, [√C·ψ ; 0] for texts. Image-text similarities, and those of the
       side without experts, are exactly those of the cross-modal map, times C.
 
+    Where ψ spreads different items so far that k_ψ is about 0 between most of them, little of the expert is left in
+    the product. With ``expert_weight`` a > 0 (exact alignment alone) the expert is multiplied by [√a ; ψ] instead of ψ:
+    image-image becomes C_T·(C_X·k_ψ + (a + k_ψ)·k_γX), which holds the sum of both kernels and their product, and
+    text-text likewise. Nothing else changes.
+
     Args:
         inputs: dimensions of the pair: a cross-modal encoder and one expert at least.
         dim: total dimension of the result. With alignment "exact" the sketch has what the cross-modal map leaves, in
@@ -462,6 +479,7 @@ class RPKrossFuse(KernelMethod):
         C: constant of the image experts, and of the text experts where C_text is null: a positive number, or how
             :meth:`fit` chooses it: "cv" (cross-validation over {1e-3, ..., 1e3}, with labels) or "auto" (without).
         C_text: constant of the text experts, for a pair that has experts on both sides; null: C.
+        expert_weight: a, weight of the experts' own kernel, 0 or more; above 0 needs alignment "exact".
         alignment: "published", "offset" or "exact".
         kernel: of every parent.
         expert_kernel: of the experts, where they need another; null: ``kernel``.
@@ -480,6 +498,7 @@ class RPKrossFuse(KernelMethod):
         dim: int,
         C: float | str = 1.0,
         C_text: float | None = None,
+        expert_weight: float = 0.0,
         alignment: str = "published",
         kernel: KernelFactory = CosineKernel,
         expert_kernel: KernelFactory | None = None,
@@ -491,6 +510,14 @@ class RPKrossFuse(KernelMethod):
         self._check_inputs(inputs)
         super().__init__(inputs=inputs, kernel=kernel, expert_kernel=expert_kernel, seed=seed)
         self.alignment = alignment
+        if expert_weight != 0:
+            check_positive("expert_weight", expert_weight)
+            if alignment != "exact":
+                raise ConfigError(
+                    f"expert_weight={expert_weight} needs alignment='exact', got {alignment!r}: in the others it would "
+                    f"move image-text similarities too"
+                )
+        self.expert_weight = float(expert_weight)
         check_C("C", C)
         self.C_rule = C if isinstance(C, str) else None
         self.trained = C == "cv"
@@ -553,7 +580,8 @@ class RPKrossFuse(KernelMethod):
     def _build_exact(self, factory: SketchFactory, shares: Sequence[int | None]) -> None:
         for side, share in zip(self._sides, shares, strict=True):
             kernels = [self.kernels[CROSS_MODAL], *self._experts(side)]
-            self.sketches[side] = _build_sketch(factory, kernels, share, derive_seed(self.seed, "sketch", side))
+            seed = derive_seed(self.seed, "sketch", side)
+            self.sketches[side] = _build_sketch(factory, kernels, share, seed, constant=self.expert_weight > 0)
 
     def _build_shared(self, factory: SketchFactory, dim: int) -> None:
         published = self.alignment == "published"
@@ -627,7 +655,8 @@ class RPKrossFuse(KernelMethod):
                 chosen = self._rows(x[rows.to(x.device)])
                 with _named(role):
                     values[role] = self.kernels[role].kernel(chosen, chosen)
-            return values.pop(CROSS_MODAL), _product(list(values.values()))
+            cross = values.pop(CROSS_MODAL)
+            return cross, (self.expert_weight + cross) * _product(list(values.values()))
 
         choice = choose_C(rule, grams, count, labels, seed=derive_seed(self.seed, "C"))
         self.set_C(choice.C, self.C_text)
@@ -659,11 +688,18 @@ class RPKrossFuse(KernelMethod):
             sketch = self._sketch(side)
             if side == modality:
                 weight = math.sqrt(self.constant("text" if side == "image" else "image"))
-                own = sketch(list(maps.values()))
+                own = sketch(self._factors(maps))
                 parts.append(own if weight == 1 else own * weight)
             else:
                 parts.append(cross.new_zeros(len(cross), sketch.out_dim))
         return torch.cat(parts, 1)
+
+    def _factors(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return what the sketch multiplies: the maps, the cross-modal one with the constant √a in front."""
+        cross, *experts = maps.values()
+        if self.expert_weight:
+            cross = torch.cat([cross.new_full((len(cross), 1), math.sqrt(self.expert_weight)), cross], 1)
+        return [cross, *experts]
 
     def _encode_shared(self, modality: Modality, maps: Mapping[str, Tensor]) -> Tensor:
         sketch = self._sketch("shared")
@@ -683,20 +719,26 @@ class RPKrossFuse(KernelMethod):
         return sketch.finish(sketch.multiply(projections))
 
     def _kernel(self, modality_a: Modality, modality_b: Modality, values: Mapping[str, Tensor]) -> Tensor:
-        result = values[CROSS_MODAL]
+        cross = values[CROSS_MODAL]
+        result, others = cross, 1.0
         for side in self._sides:
             constant = self.constant(side)
             if modality_a == modality_b == side:
-                result = result * (constant + _product([values[role] for role in self.inputs.experts(side)]))
+                expert = _product([values[role] for role in self.inputs.experts(side)])
+                result = cross * (constant + expert)
+                if self.expert_weight:
+                    result = result + self.expert_weight * expert
             else:
-                result = result * constant
-        return result
+                others *= constant
+        return result * others
 
     def describe(self) -> dict[str, Any]:
         """Return the flat description for the results."""
         own: dict[str, Any] = {"method": "rp_krossfuse", "dim": self.out_dim, "alignment": self.alignment}
         own |= {"C": self.C if self.C_rule is None or self._chosen_C else self.C_rule, "seed": self.seed}
         own |= self._chosen_C
+        if self.expert_weight:
+            own["expert_weight"] = self.expert_weight
         if len(self._sides) == 2:
             own["C_text"] = self.constant("text")
         sketch = next(s for s in self.sketches.values() if isinstance(s, Sketch))
@@ -713,6 +755,7 @@ class ExactKrossFuse(RPKrossFuse):
         inputs: dimensions of the pair: a cross-modal encoder and one expert at least.
         C: constant of the image experts, and of the text experts where C_text is null; also "cv" or "auto".
         C_text: constant of the text experts, for a pair that has experts on both sides; null: C.
+        expert_weight: a, weight of the experts' own kernel, see :class:`RPKrossFuse`.
         kernel: of every parent.
         expert_kernel: of the experts, where they need another; null: ``kernel``.
         explicit: build the map. False: no embedding, only :meth:`kernel`.
@@ -733,6 +776,7 @@ class ExactKrossFuse(RPKrossFuse):
         inputs: InputSpec,
         C: float | str = 1.0,
         C_text: float | None = None,
+        expert_weight: float = 0.0,
         kernel: KernelFactory = CosineKernel,
         expert_kernel: KernelFactory | None = None,
         explicit: bool = True,
@@ -746,6 +790,7 @@ class ExactKrossFuse(RPKrossFuse):
             dim=max_dim,
             C=C,
             C_text=C_text,
+            expert_weight=expert_weight,
             alignment="exact",
             kernel=kernel,
             expert_kernel=expert_kernel,
@@ -755,7 +800,8 @@ class ExactKrossFuse(RPKrossFuse):
 
     def _shares(self, dim: int) -> list[int]:
         cross = self.kernels[CROSS_MODAL].out_dim
-        shares = [math.prod([cross, *(k.out_dim for k in self._experts(side))]) for side in self._sides]
+        factor = cross + (self.expert_weight > 0)
+        shares = [math.prod([factor, *(k.out_dim for k in self._experts(side))]) for side in self._sides]
         total = cross + sum(shares)
         if self.explicit and total > self.max_dim:
             raise DimensionError(

@@ -1,7 +1,7 @@
 """The choice of C on training data: by cross-validation, or by a rule that needs no labels.
 
-Both look at the exact kernel k_ψ·(C + k_γ) of at most :data:`MAX_ROWS` training samples, not at any sketch of it, so
-the choice does not depend on the sketch, its dimension or its draw.
+Both look at the exact kernel C·k_ψ + k, k that of the product which is sketched, of at most :data:`MAX_ROWS` training
+samples, not at any sketch of it, so the choice does not depend on the sketch, its dimension or its draw.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_ROWS = 2000
 FOLDS = 5
 
 Grams = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""``grams(rows)``: the cross-modal and the expert's kernel matrices (n, n) of the chosen training rows."""
+"""``grams(rows)``: (n, n) matrices over the chosen training rows of the cross-modal kernel and of the product's."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ def choose_C(rule: str, grams: Grams, rows: int, labels: Tensor | None, *, seed:
     chosen = usable[torch.randperm(len(usable), generator=generator)[:MAX_ROWS].sort().values]
     if len(chosen) < 2 * FOLDS:
         raise DataError(f"C={rule} needs {2 * FOLDS} training samples or more, got {len(chosen)}; give C as a number")
-    k_cross, k_expert = grams(chosen)
+    k_cross, k_product = grams(chosen)
     if rule == "cv":
         assert labels is not None
-        return cross_validate(k_cross, k_expert, labels.cpu()[chosen], seed=seed)
-    return Choice(balance(k_cross, k_expert), "auto", {"C_rows": len(chosen)})
+        return cross_validate(k_cross, k_product, labels.cpu()[chosen], seed=seed)
+    return Choice(balance(k_cross, k_product), "auto", {"C_rows": len(chosen)})
 
 
-def balance(k_cross: Tensor, k_expert: Tensor) -> float:
+def balance(k_cross: Tensor, k_product: Tensor) -> float:
     """Return the C at which both terms of C·k_ψ + k_ψ·k_γ vary equally between samples; needs no labels.
 
     C = sd(k_ψ·k_γ) / sd(k_ψ) over pairs of different samples: with less, the expert decides alone which samples are
@@ -94,14 +94,14 @@ def balance(k_cross: Tensor, k_expert: Tensor) -> float:
 
     Args:
         k_cross: (n, n) kernel matrix of the cross-modal encoder.
-        k_expert: (n, n) kernel matrix of the expert.
+        k_product: (n, n) matrix of the product kernel k_ψ·k_γ, or (a + k_ψ)·k_γ.
 
     Raises:
         DataError: a kernel is constant.
     """
     upper = torch.triu_indices(len(k_cross), len(k_cross), 1, device=k_cross.device)
-    cross, expert = (k[upper[0], upper[1]].double() for k in (k_cross, k_expert))
-    value = float((cross * expert).std() / cross.std())
+    cross, product = (k[upper[0], upper[1]].double() for k in (k_cross, k_product))
+    value = float(product.std() / cross.std())
     if not (math.isfinite(value) and value > 0):
         raise DataError("C=auto: a kernel is constant over the training samples; give C as a number")
     return value
@@ -109,7 +109,7 @@ def balance(k_cross: Tensor, k_expert: Tensor) -> float:
 
 def cross_validate(
     k_cross: Tensor,
-    k_expert: Tensor,
+    k_product: Tensor,
     labels: Tensor,
     *,
     grid: Sequence[float] = GRID,
@@ -117,7 +117,7 @@ def cross_validate(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> Choice:
-    """Choose C by the k-fold accuracy of a ridge classifier on the exact kernel k_ψ·(C + k_γ).
+    """Choose C by the k-fold accuracy of a ridge classifier on the exact kernel C·k_ψ + k_ψ·k_γ.
 
     One eigendecomposition for each C serves all folds and penalties: with G = K + λI over all samples, the residual
     of a held-out fold B is ((G⁻¹)_BB)⁻¹·(G⁻¹Y)_B, exactly that of refitting without B. The penalty is chosen with C;
@@ -125,7 +125,7 @@ def cross_validate(
 
     Args:
         k_cross: (n, n) kernel matrix of the cross-modal encoder.
-        k_expert: (n, n) kernel matrix of the expert.
+        k_product: (n, n) matrix of the product kernel k_ψ·k_γ, or (a + k_ψ)·k_γ.
         labels: (n,) int64.
         grid: values of C.
         ridges: penalties, as shares of the mean diagonal.
@@ -145,10 +145,10 @@ def cross_validate(
     fold_of, targets = assign_folds(targets, folds, seed=seed).to(device), targets.to(device)
     y = torch.nn.functional.one_hot(targets, len(classes)).double()
     y = y - y.mean(0)
-    cross, expert = k_cross.double(), k_expert.double()
+    cross, product = k_cross.double(), k_product.double()
     results: dict[float, tuple[float, float, float]] = {}
     for C in grid:
-        values, vectors = torch.linalg.eigh(cross * (C + expert) / (C + 1))
+        values, vectors = torch.linalg.eigh((C * cross + product) / (C + 1))
         rotated, scale = vectors.T @ y, float(values.mean())
         for ridge in ridges:
             weights = 1 / (values.clamp_min(0) + ridge * scale).unsqueeze(1)

@@ -175,6 +175,48 @@ def test_exact_alignment_cannot_change_zero_shot(case: str, sketch: Any) -> None
         assert torch.allclose(z @ z.T, C * own @ own.T, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", ["image", "text", "both", "several"])
+def test_expert_weight_adds_the_experts_own_kernel_and_moves_nothing_else(case: str) -> None:
+    x, weight = features(30), 1.7
+    plain = ExactKrossFuse(inputs=INPUTS[case], **constants(case)).double()
+    method = ExactKrossFuse(inputs=INPUTS[case], expert_weight=weight, **constants(case)).double()
+    for a, b in PAIRS:
+        za, zb = method.encode(a, x[a]), method.encode(b, x[b])
+        kernel, before = method.kernel(a, x[a], b, x[b]), plain.kernel(a, x[a], b, x[b])
+        assert kernel is not None
+        assert before is not None
+        assert torch.allclose(za @ zb.T, kernel, atol=1e-12)
+        experts = [normalize(x[a][role], dim=1) for role in INPUTS[case].experts(a)] if a == b else []
+        own = math.prod(e @ e.T for e in experts) if experts else 0.0
+        other = {"image": C_TEXT, "text": C}[a] if case == "both" else 1.0
+        assert torch.allclose(kernel - before, other * weight * own * torch.ones_like(kernel), atol=1e-12)
+
+
+@pytest.mark.parametrize("sketch", RANDOM)
+def test_expert_weight_is_unbiased_under_random_sketches(sketch: Any) -> None:
+    x, errors = features(20)["image"], []
+    for seed in range(60):
+        method = RPKrossFuse(
+            inputs=INPUTS["image"], dim=46, alignment="exact", sketch=sketch, expert_weight=1.0, C=C, seed=seed
+        ).double()
+        z, exact = method.encode("image", x), method.kernel("image", x, "image", x)
+        assert exact is not None
+        errors.append(z @ z.T - exact)
+    stack = torch.stack(errors)
+    score = stack.mean(0) / (stack.std(0) / len(errors) ** 0.5).clamp_min(1e-12)
+    assert float(score.square().mean()) < 2
+
+
+@pytest.mark.parametrize("sketch", [SpectralSketch, NystromSketch])
+def test_expert_weight_is_exact_where_a_fitted_sketch_has_all_directions(sketch: Any) -> None:
+    train, x = features(80, seed=2)["image"], features(40)["image"]
+    dim = CROSS + (CROSS + 1) * IMAGE
+    method = RPKrossFuse(inputs=INPUTS["image"], dim=dim, alignment="exact", sketch=sketch, expert_weight=1.0).double()
+    z, exact = method.fit(image=train).encode("image", x), method.kernel("image", x, "image", x)
+    assert exact is not None
+    assert torch.allclose(z @ z.T, exact, atol=1e-8)
+
+
 def test_exact_alignment_shares_the_dimensions_that_are_left() -> None:
     both = RPKrossFuse(inputs=INPUTS["both"], dim=CROSS + 9, alignment="exact")
     assert [s.out_dim for s in both.sketches.values()] == [5, 4]
@@ -449,6 +491,8 @@ def test_the_constants_can_be_set_again() -> None:
         ({"dim": 20, "alignment": "exakt"}, "did you mean 'exact'"),
         ({"dim": 20, "seed": 1.5}, "seed=1.5"),
         ({"dim": 20, "sketch": SpectralSketch}, "use alignment='exact'"),
+        ({"dim": 20, "expert_weight": 1.0}, "expert_weight=1.0 needs alignment='exact'"),
+        ({"dim": 20, "expert_weight": -1.0, "alignment": "exact"}, "expert_weight=-1.0"),
         ({"dim": 100, "sketch": SpectralSketch, "alignment": "exact"}, "94 components are more than the 48"),
         ({"dim": 20, "inputs": InputSpec(None, {"a": 3, "b": 4})}, "fusion=unimodal_krossfuse"),
         ({"dim": 20, "inputs": InputSpec(6)}, "needs an expert"),

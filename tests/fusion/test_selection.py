@@ -33,7 +33,7 @@ def grams(n: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch
 
 def test_held_out_predictions_are_those_of_refitting() -> None:
     k_cross, k_expert, labels = grams()
-    choice = cross_validate(k_cross, k_expert, labels, grid=(0.1, 2.0), ridges=(0.05,), folds=3, seed=4)
+    choice = cross_validate(k_cross, k_cross * k_expert, labels, grid=(0.1, 2.0), ridges=(0.05,), folds=3, seed=4)
     folds = assign_folds(labels, 3, seed=4)
     y = torch.nn.functional.one_hot(labels).double()
     y = y - y.mean(0)
@@ -64,20 +64,20 @@ def test_the_grid_leans_to_the_parent_that_knows() -> None:
     k_cross, k_expert, labels = grams(80)
     x = torch.randn(80, 5, generator=torch.Generator().manual_seed(1)).double()
     noise = torch.nn.functional.normalize(x, dim=1)
-    alone = cross_validate(k_cross, noise @ noise.T, labels % 2)
+    alone = cross_validate(k_cross, k_cross * (noise @ noise.T), labels % 2)
     assert alone.C >= 1, "an expert that knows nothing gets little weight"
-    both = cross_validate(k_cross, k_expert, labels)
+    both = cross_validate(k_cross, k_cross * k_expert, labels)
     assert both.C <= 10, "where both parents are needed, the expert keeps some"
     assert both.record["C_accuracy"]["1000"] < both.record["C_accuracy"][f"{both.C:g}"]
 
 
 def test_balance_makes_both_terms_vary_equally() -> None:
     k_cross, k_expert, _ = grams()
-    C = balance(k_cross, k_expert)
+    C = balance(k_cross, k_cross * k_expert)
     upper = torch.triu_indices(60, 60, 1)
     terms = [(C * k_cross)[upper[0], upper[1]], (k_cross * k_expert)[upper[0], upper[1]]]
     assert float(terms[0].std()) == pytest.approx(float(terms[1].std()))
-    assert balance(k_cross, 2 * k_expert) == pytest.approx(2 * C)
+    assert balance(k_cross, 2 * k_cross * k_expert) == pytest.approx(2 * C)
     with pytest.raises(DataError, match="constant"):
         balance(torch.ones(5, 5), torch.ones(5, 5))
 
