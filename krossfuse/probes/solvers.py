@@ -11,8 +11,8 @@ gradient scikit-learn's ``tol`` bounds too. What makes it fast:
 * Intercepts are eliminated: given the scores, their optimum costs no product with the features.
 * One pass over the rows serves every label set and every C that is being solved: their weights stand side by side in
   one matrix product, 4·n·d·(columns) operations for objective and gradient.
-* A path: C ascending, each solution extrapolated from the last two in log C, with the curvature pairs that L-BFGS
-  has gathered carried over (the change of λ corrects them exactly).
+* A path: C ascending, each solution extrapolated from the last two in log C. Curvature pairs are not carried over:
+  the probabilities sharpen with C, and stale pairs cost more steps than they save.
 * Few rows are rotated: L2 is invariant to rotation, so n ≤ d rows are n rows in n dimensions or fewer, in the
   eigenvectors of the Gram matrix, where the preconditioner is diagonal. A kernel matrix is solved by the same code.
 """
@@ -840,9 +840,7 @@ def _solve(
             strength = strengths[i][:, now]
             problem = _Problem(target, spectrum, strength, start.clone(), tol, scales[i], max_iter, now)
             if done:
-                change = torch.zeros_like(start)
-                change[..., :-1] = (strength - strengths[i][:, done[-1:]])[..., None, None]
-                problem.search.inherit(last[i].search, change.flatten(0, 1).flatten(1))
+                problem.search.scale = last[i].search.scale
             else:
                 f, g, _ = at_null[i]
                 problem.update(f.expand(-1, len(now)), g.expand_as(start), None)
@@ -992,14 +990,6 @@ class _Lbfgs:
         for (s, y, rho), alpha in zip(self.history, reversed(alphas), strict=True):
             q.addcmul_(alpha - (rho * _dot(y, q)).to(q.dtype)[:, None], s)
         return q
-
-    def inherit(self, other: _Lbfgs, change: Tensor) -> None:
-        """Take the curvature pairs of ``other``, whose Hessian lacks the diagonal ``change`` (P, D)."""
-        for s, y, _ in other.history:
-            moved = torch.addcmul(y, change, s)
-            sy = _dot(s, moved)
-            self.history.append((s, moved, torch.where(sy > 0, 1 / sy, 0)))
-        self.scale = other.scale
 
     def select(self, keep: Tensor) -> None:
         """Drop all problems but ``keep`` (indices)."""
