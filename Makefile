@@ -14,11 +14,12 @@ help: ## Show this list
 
 setup: $(READY) ## Create .venv and install the locked dependencies and krossfuse itself (editable)
 
+# Compiled at once, because under PYTHONDONTWRITEBYTECODE every start would compile thousands of files again.
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"krossfuse needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor}. Say: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 

@@ -17,6 +17,22 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 
+def to_check(jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Return the jobs that stand for all: a seed is checked once, and so is whatever else a job says.
+
+    >>> to_check([["dim=1", "seed=0"], ["dim=1", "seed=1"], ["dim=2", "seed=0"], ["dim=2", "seed=1"]])
+    [['dim=1', 'seed=0'], ['dim=1', 'seed=1'], ['dim=2', 'seed=0']]
+    """
+    chosen, seen = [], set()
+    for job in jobs:
+        seeds = [override for override in job if override.startswith("seed=")]
+        parts = {tuple(seeds), tuple(override for override in job if override not in seeds)}
+        if not parts <= seen:
+            chosen.append(job)
+            seen |= parts
+    return chosen
+
+
 class GridSweeper(BasicSweeper):
     """Sweep the union of several grids.
 
@@ -61,7 +77,7 @@ class GridSweeper(BasicSweeper):
         assert self.launcher is not None
         assert self.hydra_context is not None
         jobs = self.jobs(arguments)
-        for job in jobs:
+        for job in to_check(jobs):
             check(
                 self.hydra_context.config_loader.load_sweep_config(master_config=self.config, sweep_overrides=list(job))
             )

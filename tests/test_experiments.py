@@ -26,6 +26,7 @@ TOY = {
     "few_shot": ["fusion.dim=48", "probe.few_shot.shots=[1,2]", "probe.few_shot.n_seeds=2"],
     "clustering": ["fusion.dim=48", "probe.clustering.n_seeds=2"],
     "text": ["fusion.dim=48", "seed=0"],
+    "alignment": ["fusion.dim=48", "seed=0"],
     "baselines": ["fusion.dim=24", "seed=0"],
 }
 Run = Callable[..., Path]
@@ -118,10 +119,10 @@ def test_a_text_dataset_runs(command: Run, tmp_path: Path) -> None:
     rows = [f"{i % 2} {'a fine and moving film' if i % 2 else 'a dull and empty story'} number {i}" for i in range(60)]
     (tmp_path / "rt-polarity.all").write_text("\n".join(rows) + "\n", encoding="latin-1")
     sweep = command(
-        "-m", "experiment=senteval", f"data.root={tmp_path}", "data.task=MR", "fusion.dim=300", "logger=none",
+        "-m", "experiment=senteval", f"data.root={tmp_path}", "data.task=MR", "fusion.dim=300", "seed=0", "logger=none",
         "extraction.progress=false", "probe.text_probe.n_folds=2",
     )  # fmt: skip
-    assert finished(sweep) == 4
+    assert finished(sweep) == 5
 
 
 def test_the_quickstart_on_real_images_and_texts(command: Run) -> None:
@@ -134,7 +135,7 @@ def test_the_quickstart_on_real_images_and_texts(command: Run) -> None:
         "extraction.progress=false",
     ]
     first = command(*arguments)
-    assert finished(first) == 5
+    assert finished(first) == 6
     exact = [r for run in read_runs(first) for r in run.records if r.alignment == "exact" and r.probe == "zero_shot"]
     # Exact alignment decides as the cross-modal encoder does, item by item; another seed changes no decision either.
     assert {r.value for r in exact if r.metric == "agreement"} == {1.0}

@@ -218,6 +218,8 @@ class WandbTracker(Tracker):
             # The working directory is the user's: its code and repository are none of this run's business.
             disable_git=True,
             disable_code=True,
+            # A quarter of a second a job; the versions that matter are in every record.
+            x_save_requirements=False,
         )
         try:
             self._run = wandb.init(
