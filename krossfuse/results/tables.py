@@ -208,6 +208,9 @@ def _common(table: pd.DataFrame) -> dict[str, str]:
 
 def _base_label(row: pd.Series[Any], common: Mapping[str, str]) -> str:
     parts = [display_name(row["fusion"]), *(row[n] for n in ("alignment", "sketch", "kernel") if n not in common)]
+    # It is another kernel, not another road to the same one.
+    if weight := row["members"][0][1].fusion_config.get("expert_weight"):
+        parts.append(f"expert weight {weight:g}")
     return ", ".join(part for part in parts if part)
 
 
