@@ -187,8 +187,9 @@ def memory(n: int, d: int, k: int, folder: Path, *, grid: list[float], max_iter:
     """Run the whole probe (two label sets, selection, refit, test) over a memory map and sample its own memory."""
     sizes = {"train": n - n // 10, "val": n // 10, "test": min(10_000, n // 10)}
     parts, labels = {}, {}
-    for seed, (split, rows) in enumerate(sizes.items()):
-        block, y = draw(min(rows, 8192), d, k, seed=seed)
+    drawn = [min(rows, 8192) for rows in sizes.values()]
+    features, targets = draw(sum(drawn), d, k)
+    for (split, rows), block, y in zip(sizes.items(), features.split(drawn), targets.split(drawn), strict=True):
         array = np.lib.format.open_memmap(folder / f"{split}.npy", mode="w+", dtype=np.float32, shape=(rows, d))
         for start in range(0, rows, len(block)):
             array[start : start + len(block)] = block[: rows - start].numpy()
@@ -196,7 +197,7 @@ def memory(n: int, d: int, k: int, folder: Path, *, grid: list[float], max_iter:
         del array
         parts[Part(split, "image")] = torch.from_numpy(np.load(folder / f"{split}.npy", mmap_mode="c"))
         labels[split] = y.repeat(-(-rows // len(y)))[:rows]
-        del block
+    del features, block
     coarse = {split: y % 10 for split, y in labels.items()}
     names = tuple(f"class {i}" for i in range(k))
     sets = {"fine": LabelSet(names, labels), "coarse": LabelSet(names[:10], coarse)}
