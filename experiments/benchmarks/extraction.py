@@ -12,7 +12,6 @@ Both see the same images in the same batches, in turns, several times; the figur
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.benchmarks.common import write_json
 from krossfuse.data.base import SPLITS, Modality, Part
 from krossfuse.data.openmoji import OpenMoji
 from krossfuse.encoders.base import Encoder, EncoderModule
@@ -137,11 +137,7 @@ def main() -> None:
         "bare_includes": "encode_image on batches in memory, default threads, inference mode",
         "versions": versions(),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n", encoding="utf-8")
+    print(write_json(result, options.out))
 
 
 if __name__ == "__main__":

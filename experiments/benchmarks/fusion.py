@@ -20,7 +20,6 @@ the published formula, and of sketches that fold its symmetrisation.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -36,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from experiments.benchmarks.common import write_json
 from krossfuse.data.base import TEST, TRAIN, Part
 from krossfuse.errors import KrossFuseError
 from krossfuse.features.bundle import FeatureBundle
@@ -312,9 +312,7 @@ def main() -> None:
     )
     console.print(f"threads: {torch.get_num_threads()}, torch {torch.__version__}")
     show(rows, console)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(rows, options.out)
 
 
 if __name__ == "__main__":

@@ -7,44 +7,20 @@ of the process's anonymous memory (what is neither a mapped file nor shared) abo
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from experiments.benchmarks.common import Peak, write_json
 from krossfuse.fusion.base import CROSS_MODAL, InputSpec
 from krossfuse.fusion.methods import RPKrossFuse
 from krossfuse.fusion.named import sketch_named
 from krossfuse.fusion.stream import blocks, fuse_to_file
 
 DIMS = {CROSS_MODAL: 512, "expert": 768}
-
-
-def anonymous_bytes() -> int:
-    """Return the anonymous resident memory of this process (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this system does not report anonymous memory")
-
-
-class Peak(threading.Thread):
-    """Samples the anonymous memory every 5 ms until stopped."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.start_bytes = self.peak_bytes = anonymous_bytes()
-        self.running = True
-
-    def run(self) -> None:
-        """Sample."""
-        while self.running:
-            self.peak_bytes = max(self.peak_bytes, anonymous_bytes())
-            time.sleep(0.005)
 
 
 def write_input(path: Path, rows: int, dim: int) -> torch.Tensor:
@@ -64,20 +40,17 @@ def measure(
     """Fuse ``rows`` rows and return seconds, samples per second, and the peak of own memory in bytes."""
     features = {role: write_input(folder / f"{role}.npy", rows, d) for role, d in DIMS.items()}
     inputs = InputSpec(cross_modal=DIMS[CROSS_MODAL], image_experts={"expert": DIMS["expert"]})
-    peak = Peak()
-    peak.start()
-    start = time.perf_counter()
-    method = RPKrossFuse(inputs=inputs, dim=dim, alignment=alignment, sketch=sketch_named(sketch))
-    fused = fuse_to_file(method, "image", features, folder / "fused.npy")
-    seconds = time.perf_counter() - start
-    peak.running = False
-    peak.join()
+    with Peak() as peak:
+        start = time.perf_counter()
+        method = RPKrossFuse(inputs=inputs, dim=dim, alignment=alignment, sketch=sketch_named(sketch))
+        fused = fuse_to_file(method, "image", features, folder / "fused.npy")
+        seconds = time.perf_counter() - start
     assert fused.shape == (rows, dim)
     return {
         "rows": rows,
         "seconds": seconds,
         "samples_per_second": rows / seconds,
-        "peak_own_bytes": peak.peak_bytes - peak.start_bytes,
+        "peak_own_bytes": peak.bytes - peak.before,
         "input_bytes": rows * sum(DIMS.values()) * 4,
         "output_bytes": rows * dim * 4,
     }
@@ -93,11 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = measure(options.rows, Path(folder), sketch=options.sketch, alignment=options.alignment)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n", encoding="utf-8")
+    print(write_json(result, options.out))
 
 
 if __name__ == "__main__":

@@ -24,11 +24,9 @@ The one C that is timed is the one that the grid of seven chooses on 2,000 held-
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +37,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from experiments.benchmarks.common import Peak, write_json
 from krossfuse.data.base import DatasetInfo, LabelSet, Part
 from krossfuse.probes.base import EmbeddingSpace
 from krossfuse.probes.linear import LinearProbe
@@ -161,28 +160,6 @@ def compare(n: int, d: int, k: int, *, tol: float, repeats: int) -> dict[str, An
     }
 
 
-def anonymous_bytes() -> int:
-    """Return the anonymous resident memory of this process (Linux)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this system does not report anonymous memory")
-
-
-class Peak(threading.Thread):
-    """Samples the anonymous memory every 10 ms until stopped."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.bytes = anonymous_bytes()
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        """Sample."""
-        while not self.done.wait(0.01):
-            self.bytes = max(self.bytes, anonymous_bytes())
-
-
 def memory(n: int, d: int, k: int, folder: Path, *, grid: list[float], max_iter: int) -> dict[str, Any]:
     """Run the whole probe (two label sets, selection, refit, test) over a memory map and sample its own memory."""
     sizes = {"train": n - n // 10, "val": n // 10, "test": min(10_000, n // 10)}
@@ -202,12 +179,8 @@ def memory(n: int, d: int, k: int, folder: Path, *, grid: list[float], max_iter:
     names = tuple(f"class {i}" for i in range(k))
     sets = {"fine": LabelSet(names, labels), "coarse": LabelSet(names[:10], coarse)}
     space = EmbeddingSpace(DatasetInfo("synthetic", {}, sets), parts)
-    before = anonymous_bytes()
-    peak = Peak()
-    peak.start()
-    seconds, result = timed(lambda: LinearProbe(grid=grid, max_iter=max_iter).evaluate(space, seed=0))
-    peak.done.set()
-    peak.join()
+    with Peak() as peak:
+        seconds, result = timed(lambda: LinearProbe(grid=grid, max_iter=max_iter).evaluate(space, seed=0))
     return {
         "rows": n,
         "dim": d,
@@ -215,7 +188,7 @@ def memory(n: int, d: int, k: int, folder: Path, *, grid: list[float], max_iter:
         "grid": grid,
         "max_iter": max_iter,
         "feature_bytes": sum(x.nbytes for x in parts.values()),
-        "own_bytes_before": before,
+        "own_bytes_before": peak.before,
         "own_bytes_peak": peak.bytes,
         "seconds": seconds,
         "accuracy": {f.label_set: f.value for f in result.figures if f.metric == "accuracy"},
@@ -246,11 +219,7 @@ def main() -> None:
             out = memory(rows, args.dim, args.classes, Path(folder), grid=args.grid, max_iter=args.max_iter)
     else:
         out = compare(args.rows or 10_000, args.dim, args.classes, tol=args.tol, repeats=args.repeats)
-    text = json.dumps(out, indent=2)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n", encoding="utf-8")
+    print(write_json(out, args.out))
 
 
 if __name__ == "__main__":

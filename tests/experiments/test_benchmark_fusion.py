@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.benchmarks.common import anonymous_bytes
 from experiments.benchmarks.fusion import PUBLISHED, Data, PublishedFormula, measure
-from experiments.benchmarks.fusion_memory import anonymous_bytes
 from experiments.benchmarks.fusion_memory import measure as measure_memory
 from krossfuse.fusion.base import InputSpec
 
