@@ -292,7 +292,10 @@ def boards(table: pd.DataFrame) -> list[Board]:
 
 
 def _scores(cell: pd.Series[Any]) -> dict[Any, NDArray[np.float64]]:
-    """Return, by few-shot subset, (seeds, items) scores of the test items; (seeds, 1) figures where there are none."""
+    """Return, by few-shot subset, (seeds, items) scores of the test items; (seeds, 1) figures where there are none.
+
+    Empty where the numbers of items differ (folds that do not divide the set), so that nothing can be paired.
+    """
     by_subset: dict[Any, list[NDArray[np.float64]]] = {}
     for run, record in cell["members"]:
         items = run.per_item.get(record.figure_id)
@@ -309,8 +312,10 @@ def _compare(board: Board, column: Column) -> None:
     if parent is None or column.key not in parent.cells:
         return
     base = _scores(parent.cells[column.key])
+    if not base:
+        return
     # The parent has no randomness but the subsets: its seeds, if it was run with several, are copies.
-    baseline = np.stack([rows.mean(axis=0) for rows in base.values()]) if base else np.empty((0, 0))
+    baseline = np.stack([rows.mean(axis=0) for rows in base.values()])
     sign = -1.0 if lower_is_better(column.metric) else 1.0
     scores: dict[str, NDArray[np.float64]] = {}
     for number, row in enumerate(board.rows):

@@ -207,3 +207,20 @@ def test_every_figure_of_the_papers_tables_is_read() -> None:
 )
 def test_units_of_metrics(metric: str, value: float, half: float, text: str) -> None:
     assert format_value(metric, value, half) == text
+
+
+def test_folds_of_unequal_size_are_reported_without_a_comparison(tmp_path: Path) -> None:
+    for number, (fusion, dim) in enumerate((("cross_modal", 8), ("concatenation", 20))):
+        with RunWriter(tmp_path / str(number)) as writer:
+            for fold, size in enumerate((6, 5)):
+                hits = np.arange(size) % 2
+                writer.append(
+                    Record(
+                        data="MR", pair="p", fusion=fusion, dim=dim, probe="text_probe", metric="fold_accuracy",
+                        modality="text", seed=0, value=float(hits.mean()), protocol={"subset_seed": fold},
+                    ),
+                    hits,
+                )  # fmt: skip
+    board = board_of(tmp_path)
+    assert [row.label for row in board.rows] == ["Cross-modal alone", "Concatenation"]
+    assert not any(row.against_parent for row in board.rows)
