@@ -61,7 +61,7 @@ class KernelProbe(Probe):
         self,
         *,
         classifiers: Sequence[str] = CLASSIFIERS,
-        C: Sequence[float] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4),
+        C: Sequence[float] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3),
         alphas: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3),
         selection: str = "val",
         n_folds: int = 5,

@@ -305,7 +305,7 @@ class LinearProbe(GridProbe):
     def __init__(
         self,
         *,
-        grid: Sequence[float] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4),
+        grid: Sequence[float] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3),
         selection: str = "val",
         n_folds: int = 5,
         refit: bool = True,
