@@ -228,6 +228,10 @@ def _predict(
         trainer = _trainer(options, [_StoreWriter(works), *([_Progress(works)] if progress else [])])
         try:
             trainer.predict(module, dataloaders=loaders, return_predictions=False)
+        except SystemExit:
+            if trainer.interrupted:  # Lightning makes an exit of Ctrl-C; the run is to know what it was
+                raise KeyboardInterrupt from None
+            raise
         finally:
             module.on_predict_end()
 
