@@ -328,6 +328,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--sketch", default="spectral", help=f"{', '.join(SKETCHES)} (default: %(default)s)")
     parser.add_argument("--kernel", default="cosine", help=f"{', '.join(KERNELS)} (default: %(default)s)")
     parser.add_argument("--C", default="1.0", help="positive number, cv or auto (default: %(default)s)")
+    parser.add_argument(
+        "--expert-weight", type=float, default=0.0, help="of the expert's own kernel (default: %(default)s)"
+    )
     parser.add_argument("--target", type=float, help="relative kernel error whose smallest dimension is searched for")
     parser.add_argument("--seeds", type=int, default=5, help="draws (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=1000, help="items compared at most (default: %(default)s)")
@@ -346,6 +349,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         sketch=sketch_named(options.sketch),
         kernel=kernel_named(options.kernel),
         C=_number_or_rule(options.C),
+        expert_weight=options.expert_weight,
     )
     bundle = EmbeddingsFile(path=str(options.file)).bundle()
     report = diagnose(
@@ -359,7 +363,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     table = Table(title=f"{bundle.info.name}: {report.n_images} images, {report.n_texts} texts")
     table.add_column("figure")
     table.add_column(f"mean [95% interval over {report.interval_over}]")
-    shown = ("method", "dim", "alignment", "sketch", "kernel", "C")
+    shown = ("method", "dim", "alignment", "sketch", "kernel", "C", "expert_weight")
     for name, value in [(key, str(report.config[key])) for key in shown if key in report.config] + report.rows():
         table.add_row(name, value)
     Console().print(table)

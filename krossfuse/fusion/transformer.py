@@ -31,6 +31,7 @@ class KrossFuseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         dim: total dimension; None = twice the cross-modal dimension.
         C: constant similarity of the modality that the expert does not see: a positive number, ``cv`` (needs y) or
             ``auto``.
+        expert_weight: weight of the expert's own kernel beside the product; above 0 needs alignment ``exact``.
         alignment: ``exact`` (direct sum), ``offset`` or ``published``.
         sketch: name or factory of a sketch of the product, e.g. ``uniform``, ``srht``, ``spectral``, ``nystrom``.
         kernel: name or factory of the parents' kernel, e.g. ``cosine``, ``gaussian``.
@@ -53,6 +54,7 @@ class KrossFuseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         dim: int | None = None,
         *,
         C: float | str = 1.0,
+        expert_weight: float = 0.0,
         alignment: str = "exact",
         sketch: str | SketchFactory = "uniform",
         kernel: str | KernelFactory = "cosine",
@@ -61,6 +63,7 @@ class KrossFuseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     ) -> None:
         self.dim = dim
         self.C = C
+        self.expert_weight = expert_weight
         self.alignment = alignment
         self.sketch = sketch
         self.kernel = kernel
@@ -93,6 +96,7 @@ class KrossFuseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             inputs=InputSpec(cross_modal=self.split_, image_experts={EXPERT: columns - self.split_}),
             dim=2 * self.split_ if self.dim is None else int(self.dim),
             C=self.C,
+            expert_weight=self.expert_weight,
             alignment=self.alignment,
             kernel=kernel_named(self.kernel),
             sketch=sketch_named(self.sketch),

@@ -136,7 +136,10 @@ def test_the_command(toy_bundle: FeatureBundle, tmp_path: Path, capsys: pytest.C
         arrays[f"{split}/labels"] = toy_bundle.info.label_sets["animal"].labels[split]
     path, out = tmp_path / "mine.safetensors", tmp_path / "report.json"
     save_file(arrays, path, {"classes": json.dumps(list("abcdefgh"))})
-    assert main([str(path), "--dim", "40", "--C", "auto", "--target", "0.2", "--out", str(out)]) == 0
+    assert (
+        main([str(path), "--dim", "40", "--C", "auto", "--expert-weight", "2", "--target", "0.2", "--out", str(out)])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "zero-shot agreement" in printed
     report = json.loads(out.read_text())

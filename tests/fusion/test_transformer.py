@@ -40,11 +40,12 @@ def rows(bundle: FeatureBundle, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def test_it_is_the_method(toy_bundle: FeatureBundle) -> None:
     X, _ = rows(toy_bundle, "test")
-    transformer = KrossFuseTransformer(dim=30, C=0.5, sketch="spectral", split=12).fit(X)
+    transformer = KrossFuseTransformer(dim=30, C=0.5, expert_weight=2.0, sketch="spectral", split=12).fit(X)
     method = RPKrossFuse(
         inputs=InputSpec(cross_modal=12, image_experts={"expert": 16}),
         dim=30,
         C=0.5,
+        expert_weight=2.0,
         alignment="exact",
         sketch=type(transformer.method_.sketches["image"]),
     )
