@@ -70,6 +70,8 @@ def hydra_main(cfg: DictConfig) -> None:
 def _flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, dict):
         for key, value in node.items():
+            if str(key).startswith("_"):  # _target_ and _partial_ are no options
+                continue
             yield f"{prefix}{key}"
             yield from _flat_keys(value, f"{prefix}{key}.")
 
@@ -99,6 +101,8 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     if key:
         bad = (key[1] or key[2]).lstrip("+~")
         valid = _valid_keys(overrides)
+        if bad in valid:  # of the first of several choices, that is
+            return f"one of the chosen options has no key {bad!r}: sweep it in a grid of its own (hydra.sweeper.grids)"
         near = difflib.get_close_matches(bad, valid, n=1, cutoff=0.5)
         if not near:  # compare the last names: fusion.projection_dim -> fusion.dim
             near = difflib.get_close_matches(bad.split(".")[-1], [k.split(".")[-1] for k in valid], n=1, cutoff=0.5)
@@ -132,3 +136,8 @@ def friendly() -> Iterator[None]:
             raise
         print(f"krossfuse: error: {explain(error, sys.argv[1:])}", file=sys.stderr)
         sys.exit(2 if isinstance(error, HydraException | OmegaConfBaseException | ValueError) else 1)
+    except OSError as error:
+        if wants_traceback:
+            raise
+        print(f"krossfuse: error: {error}; check the folder (paths.runs=, paths.store=)", file=sys.stderr)
+        sys.exit(1)

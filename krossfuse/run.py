@@ -17,12 +17,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from krossfuse.data.base import TEST, Part
+from krossfuse.data.base import SPLITS, TEST, Part
 from krossfuse.data.embeddings import EmbeddingsFile
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import CROSS_MODAL
 from krossfuse.encoders.pair import Pair
-from krossfuse.errors import ConfigError, DataError, DimensionError, KrossFuseError, check_positive, did_you_mean
+from krossfuse.errors import (
+    ConfigError,
+    DataError,
+    DimensionError,
+    KrossFuseError,
+    check_choice,
+    check_positive,
+    did_you_mean,
+)
 from krossfuse.features.bundle import FeatureBundle
 from krossfuse.features.extract import extract
 from krossfuse.features.store import FeatureStore
@@ -265,6 +273,7 @@ def run(cfg: DictConfig, folder: Path, *, fusion: str, with_report: bool) -> Non
         with RunWriter(folder) as writer:
             writer.write_config(plain)
             bundle = features(plain)
+            check_names(job, bundle)
             start = time.perf_counter()
             module, space = fuse(plain, bundle, folder)
             log.info("%s: %d dimensions, fused in %.1f s", label, module.method.out_dim, time.perf_counter() - start)
@@ -274,6 +283,23 @@ def run(cfg: DictConfig, folder: Path, *, fusion: str, with_report: bool) -> Non
                 save_fusion(module.method, folder / "fusion.safetensors")
         if with_report:
             log_report(tracker, report(folder))
+
+
+def check_names(job: Job, bundle: FeatureBundle) -> None:
+    """Check the names in the configuration that only the dataset knows, before any work is done on it.
+
+    Raises:
+        ConfigError: a label set that the dataset does not have, or a split that is neither its own nor a usual one.
+    """
+    for option in ("fuse", "figures"):
+        name = job.cfg[option]["label_set"]
+        if name is not None:
+            check_choice(f"{option}.label_set", name, bundle.info.label_sets)
+    splits = list(dict.fromkeys([*SPLITS, *(part.split for part in bundle.features if "/" not in part.split)]))
+    for name, probe in job.probes.items():
+        chosen = getattr(probe, "splits", None) or [getattr(probe, "split", TEST)]
+        for split in chosen:
+            check_choice(f"probe.{name}: split", split, splits)
 
 
 def take_snapshot(job: Job, bundle: FeatureBundle, method: FusionMethod, space: EmbeddingSpace, folder: Path) -> None:
@@ -329,7 +355,7 @@ def probe_all(
     probed = False
     for name, probe in job.probes.items():
         if not probe.applies(space):
-            log.info("%s: probe %s does not apply (it lacks a modality or labels)", label, name)
+            log.info("%s: probe %s does not apply (it lacks a modality, labels, or enough items)", label, name)
             continue
         start = time.perf_counter()
         result = probe.evaluate(space, seed=job.cfg["seed"])

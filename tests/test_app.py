@@ -86,6 +86,9 @@ def command(tmp_path: Path) -> Command:
         (["fusion=rp_krosfuse"], "no option 'rp_krosfuse' (did you mean 'rp_krossfuse'?)"),
         (["probe=[linear_prob]"], "did you mean 'linear_probe'?"),
         (["-m", "fusion.dim=3,4", "sed=1"], "did you mean 'seed'?"),
+        (["-m", "experiment=quickstartt"], "no option 'quickstartt' (did you mean 'quickstart'?)"),
+        (["fusion.projection_dim=5"], "did you mean 'fusion.dim'?"),
+        (["-m", "fusion=rp_krossfuse,cross_modal", "fusion.C=1"], "one of the chosen options has no key 'fusion.C'"),
     ],
 )
 def test_a_mistyped_key_or_option_says_what_was_meant(command: Command, arguments: list[str], message: str) -> None:

@@ -115,6 +115,29 @@ def test_few_shot_subsets_are_written_down(command: Run, features: Path) -> None
     assert len(written) == 4
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("probe.linear_probe.split=tst", "split='tst' is not one of"),
+        ("figures.label_set=clas", "did you mean 'class'"),
+        ("fuse.label_set=clas", "did you mean 'class'"),
+    ],
+)
+def test_names_that_only_the_dataset_knows(
+    override: str,
+    message: str,
+    command: Run,
+    features: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # an earlier command in this process has set it
+    arguments = ["data=embeddings", "pair=none", f"data.path={features}", "data.text_experts=[]", "logger=none"]
+    with pytest.raises(SystemExit):
+        command(*arguments, "fusion.dim=48", override)
+    assert message in capsys.readouterr().err
+
+
 def test_a_text_dataset_runs(command: Run, tmp_path: Path) -> None:
     rows = [f"{i % 2} {'a fine and moving film' if i % 2 else 'a dull and empty story'} number {i}" for i in range(60)]
     (tmp_path / "rt-polarity.all").write_text("\n".join(rows) + "\n", encoding="latin-1")

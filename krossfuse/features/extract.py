@@ -228,6 +228,10 @@ def _predict(
         trainer = _trainer(options, [_StoreWriter(works), *([_Progress(works)] if progress else [])])
         try:
             trainer.predict(module, dataloaders=loaders, return_predictions=False)
+        except DataError as error:
+            # A loader process's error comes with its traceback as text around it.
+            told = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
+            raise type(error)(told) from None
         except SystemExit:
             if trainer.interrupted:  # Lightning makes an exit of Ctrl-C; the run is to know what it was
                 raise KeyboardInterrupt from None

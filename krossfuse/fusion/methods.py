@@ -805,14 +805,14 @@ class ExactKrossFuse(RPKrossFuse):
         total = cross + sum(shares)
         if self.explicit and total > self.max_dim:
             raise DimensionError(
-                f"the exact map has {total} dimensions, more than max_dim={self.max_dim}; use fusion=rp_krossfuse, or "
-                f"explicit=false for the exact kernel without a map"
+                f"the exact map has {total} dimensions, more than max_dim={self.max_dim}; raise max_dim, or use "
+                f"fusion=rp_krossfuse (in Python, explicit=False gives the exact kernel without a map)"
             )
         return shares
 
     def _encode(self, modality: Modality, maps: Mapping[str, Tensor]) -> Tensor:
         if not self.explicit:
-            raise ConfigError("explicit=false builds no map: use kernel() or gram(), or set explicit=true")
+            raise ConfigError("explicit=False builds no map: use kernel() or gram(), or set explicit=True")
         return super()._encode(modality, maps)
 
     def describe(self) -> dict[str, Any]:

@@ -125,8 +125,12 @@ def frame(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _differences(protocols: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name what tells some protocols apart: names alone where they do, since numbers mostly say how it went."""
     keys = sorted(set().union(*protocols))
     told = [k for k in keys if len({json.dumps(p.get(k), sort_keys=True, default=str) for p in protocols}) > 1]
+    names = [k for k in told if all(isinstance(p.get(k, ""), str) for p in protocols)]
+    if len({tuple(p.get(k, "") for k in names) for p in protocols}) == len(protocols):
+        told = names
     return [", ".join(f"{k}={_plain(p[k])}" for k in told if k in p) for p in protocols]
 
 

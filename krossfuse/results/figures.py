@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # class names may hold a dollar sign
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -297,7 +298,7 @@ def linear_against_zero_shot(board: Board) -> Figure | None:
         _subtitle(
             board,
             [c for pair in pairs for c in pair],
-            f"dashed: {ZERO_SHOT_LINE} · larger marker: larger dimension",
+            (f"dashed: {ZERO_SHOT_LINE} · " if board.parent else "") + "larger marker: larger dimension",
         ),
     )
     todo = []

@@ -457,7 +457,7 @@ def test_gram_in_blocks() -> None:
     method = ExactKrossFuse(inputs=INPUTS["image"], C=C, explicit=False).double()
     whole = method.kernel("image", x["image"], "text", y["text"])
     assert torch.allclose(gram(method, "image", x["image"], "text", y["text"], block_rows=3), whole)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="explicit=false"):
+    with pytest.raises(ConfigError, match="explicit=False"):
         method.encode("image", x["image"])
 
 

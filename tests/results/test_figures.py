@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,14 @@ def test_projections_draw_every_item(quickstart: Path, draw: Any) -> None:
     board = board_of(quickstart)
     figure = draw(board, [shot(board)])
     assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 24
+
+
+def test_class_names_are_drawn_as_they_are(quickstart: Path, tmp_path: Path) -> None:
+    board = board_of(quickstart)
+    one = shot(board)
+    names = ("costs $5 {", "$\\foo$ bar", "a_b")
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = kernel_heat_maps(board, [replace(one, snapshot=replace(one.snapshot, classes=names))])
+        assert figure is not None
+        figure.savefig(tmp_path / "names.png")
+    assert {label.get_text() for axes in figure.axes for label in axes.get_yticklabels()} >= set(names)

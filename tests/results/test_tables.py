@@ -224,3 +224,21 @@ def test_folds_of_unequal_size_are_reported_without_a_comparison(tmp_path: Path)
     board = board_of(tmp_path)
     assert [row.label for row in board.rows] == ["Cross-modal alone", "Concatenation"]
     assert not any(row.against_parent for row in board.rows)
+
+
+def test_what_was_selected_does_not_make_a_column(tmp_path: Path) -> None:
+    for number, fusion in enumerate(("cross_modal", "concatenation")):
+        with RunWriter(tmp_path / str(number)) as writer:
+            for kind in ("kernel logistic", "kernel ridge"):
+                protocol = {"classifier": kind, "selection_score": 0.1 * number, "iterations": 7 + number}
+                hits = np.arange(20) % (number + 2) == 0
+                writer.append(
+                    Record(
+                        data="d", pair="p", fusion=fusion, dim=8, probe="kernel_probe", metric="accuracy",
+                        modality="image", seed=0, value=float(hits.mean()), protocol=protocol,
+                    ),
+                    hits,
+                )  # fmt: skip
+    board = board_of(tmp_path)
+    assert len(board.columns) == 2
+    assert len(find(board, "Concatenation", 8).against_parent) == 2
