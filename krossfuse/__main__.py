@@ -15,11 +15,17 @@ COMMANDS = {
 def main() -> None:
     """Dispatch to a sub-command, or to the Hydra application."""
     from krossfuse.app import friendly, hydra_main
+    from krossfuse.errors import ConfigError, did_you_mean
 
     arguments = sys.argv[1:]
     with friendly():
         if arguments and arguments[0] in COMMANDS:
             sys.exit(import_module(COMMANDS[arguments[0]]).main(arguments[1:]))
+        if arguments and arguments[0].isalpha():
+            raise ConfigError(
+                f"no command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}; the commands are "
+                f"{', '.join(COMMANDS)}, and everything else is key=value"
+            )
         hydra_main()
 
 

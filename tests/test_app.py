@@ -88,6 +88,7 @@ def command(tmp_path: Path) -> Command:
         (["-m", "fusion.dim=3,4", "sed=1"], "did you mean 'seed'?"),
         (["-m", "experiment=quickstartt"], "no option 'quickstartt' (did you mean 'quickstart'?)"),
         (["fusion.projection_dim=5"], "did you mean 'fusion.dim'?"),
+        (["reprot", "runs"], "no command 'reprot' (did you mean 'report'?)"),
         (["-m", "fusion=rp_krossfuse,cross_modal", "fusion.C=1"], "one of the chosen options has no key 'fusion.C'"),
     ],
 )

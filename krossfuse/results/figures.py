@@ -6,6 +6,7 @@ Colours are Okabe and Ito's (told apart by colour-blind readers) and one method 
 from __future__ import annotations
 
 import itertools
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,18 +116,15 @@ def _subtitle(board: Board, columns: Sequence[Column], *more: str) -> str:
 
 
 def _titled(figure: Figure, title: str, subtitle: str) -> None:
-    """Set a title and a lighter second line, wrapped to the figure's width."""
-    width = int(figure.get_size_inches()[0] * 15.5)
-    lines = [""]
-    for word in subtitle.split(" "):
-        if len(lines[-1]) + len(word) + 1 > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    height = figure.get_size_inches()[1]
-    top = 0.30 + 0.17 * len(lines)
+    """Set a title and a lighter second line, both wrapped to the figure's width."""
+    width, height = figure.get_size_inches()
+    heads = textwrap.wrap(title, int(width * 9.5))
+    lines = textwrap.wrap(subtitle, int(width * 15.5))
+    below = 0.30 + 0.23 * (len(heads) - 1)
+    top = below + 0.17 * len(lines)
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - top / height))  # type: ignore[union-attr,call-arg]
-    figure.text(0.012, 1 - 0.07 / height, title, fontsize=11.5, weight="bold", va="top")
-    figure.text(0.012, 1 - 0.30 / height, "\n".join(lines), fontsize=8, color=GREY, va="top")
+    figure.text(0.012, 1 - 0.07 / height, "\n".join(heads), fontsize=11.5, weight="bold", va="top")
+    figure.text(0.012, 1 - below / height, "\n".join(lines), fontsize=8, color=GREY, va="top")
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -311,6 +309,15 @@ def linear_against_zero_shot(board: Board) -> Figure | None:
     return figure
 
 
+def _within(limits: tuple[float, float]) -> tuple[float, float]:
+    """Return axis limits no further out than accuracies can be, in percent, with room for a marker.
+
+    >>> _within((-50.0, 88.0))
+    (-4.0, 88.0)
+    """
+    return max(limits[0], -4.0), min(limits[1], 104.0)
+
+
 def _draw_trade(
     axes: Axes, board: Board, linear: Column, zero: Column
 ) -> tuple[Axes, list[Label], list[tuple[float, float]]]:
@@ -341,6 +348,8 @@ def _draw_trade(
             axes.axhline(y[0], color=family.colour, lw=1.3, ls=(0, (1, 1.5)), zorder=1)
             levels.append((y[0], f"{family.name} ({row.dim}),\nno zero-shot", family.colour))
     axes.margins(0.16, 0.14)
+    axes.set_xlim(_within(axes.get_xlim()))  # whatever an interval over two seeds says
+    axes.set_ylim(_within(axes.get_ylim()))
     low, high = axes.get_ylim()
     for line in (line for line in axes.lines if line.get_label() == ZERO_SHOT_LINE):
         obstacles += [(float(np.ravel(line.get_xdata())[0]), y) for y in np.linspace(low, high, 60)]
