@@ -124,7 +124,8 @@ def friendly() -> Iterator[None]:
 
     HYDRA_FULL_ERROR=1 keeps every traceback.
     """
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    wants_traceback = (before or "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit by itself otherwise
     try:
         yield
@@ -141,3 +142,8 @@ def friendly() -> Iterator[None]:
             raise
         print(f"krossfuse: error: {error}; check the folder (paths.runs=, paths.store=)", file=sys.stderr)
         sys.exit(1)
+    finally:
+        if before is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before

@@ -300,6 +300,8 @@ def check_names(job: Job, bundle: FeatureBundle) -> None:
         chosen = getattr(probe, "splits", None) or [getattr(probe, "split", TEST)]
         for split in chosen:
             check_choice(f"probe.{name}: split", split, splits)
+        for label_set in getattr(probe, "label_sets", None) or []:
+            check_choice(f"probe.{name}: label_sets", label_set, bundle.info.label_sets)
 
 
 def take_snapshot(job: Job, bundle: FeatureBundle, method: FusionMethod, space: EmbeddingSpace, folder: Path) -> None:

@@ -119,6 +119,7 @@ def test_few_shot_subsets_are_written_down(command: Run, features: Path) -> None
     ("override", "message"),
     [
         ("probe.linear_probe.split=tst", "split='tst' is not one of"),
+        ("probe.linear_probe.label_sets=[clas]", "probe.linear_probe: label_sets='clas' is not one of"),
         ("figures.label_set=clas", "did you mean 'class'"),
         ("fuse.label_set=clas", "did you mean 'class'"),
     ],
@@ -129,9 +130,7 @@ def test_names_that_only_the_dataset_knows(
     command: Run,
     features: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # an earlier command in this process has set it
     arguments = ["data=embeddings", "pair=none", f"data.path={features}", "data.text_experts=[]", "logger=none"]
     with pytest.raises(SystemExit):
         command(*arguments, "fusion.dim=48", override)
