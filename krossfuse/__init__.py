@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "krossfuse.data.base": ("DatasetInfo", "LabelSet", "Part", "Prompts"),
-    "krossfuse.features.bundle": ("FeatureBundle",),
+    "krossfuse.core.bundle": ("FeatureBundle",),
     "krossfuse.fusion.base": ("FusionMethod", "InputSpec"),
     "krossfuse.fusion.baselines": ("CCA", "AverageKernel", "PCAConcatenation", "RFFConcatenation"),
     "krossfuse.fusion.diagnose": ("Diagnosis", "diagnose"),

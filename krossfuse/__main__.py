@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
-    "report": "krossfuse.results.report",
+    "report": "krossfuse.report.page",
     "store": "krossfuse.features.cli",
     "diagnose": "krossfuse.fusion.diagnose",
 }
@@ -15,7 +15,7 @@ COMMANDS = {
 def main() -> None:
     """Dispatch to a sub-command, or to the Hydra application."""
     from krossfuse.app import friendly, hydra_main
-    from krossfuse.errors import ConfigError, did_you_mean
+    from krossfuse.core.errors import ConfigError, did_you_mean
 
     arguments = sys.argv[1:]
     with friendly():

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from krossfuse.errors import KrossFuseError, did_you_mean
+from krossfuse.core.errors import KrossFuseError, did_you_mean
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from krossfuse.data.base import SPLITS, TEST, Part
-from krossfuse.data.embeddings import EmbeddingsFile
-from krossfuse.data.module import BaseDataModule
-from krossfuse.encoders.base import CROSS_MODAL
-from krossfuse.encoders.pair import Pair
-from krossfuse.errors import (
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import (
     ConfigError,
     DataError,
     DimensionError,
@@ -31,7 +27,10 @@ from krossfuse.errors import (
     check_positive,
     did_you_mean,
 )
-from krossfuse.features.bundle import FeatureBundle
+from krossfuse.core.parts import CROSS_MODAL, SPLITS, TEST, Part
+from krossfuse.data.embeddings import EmbeddingsFile
+from krossfuse.data.module import BaseDataModule
+from krossfuse.encoders.pair import Pair
 from krossfuse.features.extract import extract
 from krossfuse.features.store import FeatureStore
 from krossfuse.fusion.base import FusionMethod, InputSpec
@@ -39,8 +38,8 @@ from krossfuse.fusion.io import save_fusion
 from krossfuse.fusion.module import FusionModule
 from krossfuse.fusion.stream import inputs_of
 from krossfuse.probes.base import EmbeddingSpace, Probe, ProbeResult
+from krossfuse.report.page import report
 from krossfuse.results.records import Record, RunWriter, config_digest, versions
-from krossfuse.results.report import report
 from krossfuse.results.snapshot import balanced_rows, make_snapshot, save_snapshot
 from krossfuse.results.trackers import Tracker
 
@@ -240,16 +239,16 @@ def records(
     return [
         (
             Record(
-                metric=figure.metric,
-                modality=figure.modality,
-                label_set=figure.label_set,
-                value=float(figure.value),
-                protocol={**result.protocol, **figure.protocol},
+                metric=measured.metric,
+                modality=measured.modality,
+                label_set=measured.label_set,
+                value=float(measured.value),
+                protocol={**result.protocol, **measured.protocol},
                 **shared,
             ),
-            figure.per_item,
+            measured.per_item,
         )
-        for figure in result.figures
+        for measured in result.measurements
     ]
 
 

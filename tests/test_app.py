@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from krossfuse import app
-from krossfuse.errors import ConfigError
+from krossfuse.core.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("data", "pair", "fusion", "fusion/kernel", "fusion/sketch", "probe", "trainer", "logger")

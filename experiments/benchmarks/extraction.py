@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from experiments.benchmarks.common import write_json
-from krossfuse.data.base import SPLITS, Modality, Part
+from krossfuse.core.parts import SPLITS, Modality, Part
 from krossfuse.data.openmoji import OpenMoji
 from krossfuse.encoders.base import Encoder, EncoderModule
 from krossfuse.encoders.bundled import EfficientNetLite0, OpenMojiCLIP

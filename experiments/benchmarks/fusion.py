@@ -36,10 +36,10 @@ from rich.table import Table
 from torch import Tensor
 
 from experiments.benchmarks.common import write_json
-from krossfuse.data.base import TEST, TRAIN, Part
-from krossfuse.errors import KrossFuseError
-from krossfuse.features.bundle import FeatureBundle
-from krossfuse.fusion.base import CROSS_MODAL, Features, FusionMethod, InputSpec
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import KrossFuseError
+from krossfuse.core.parts import CROSS_MODAL, TEST, TRAIN, Part
+from krossfuse.fusion.base import Features, FusionMethod, InputSpec
 from krossfuse.fusion.methods import CHUNK_ROWS, RPKrossFuse
 from krossfuse.fusion.named import SKETCHES
 from krossfuse.fusion.sketches import RandomSketch

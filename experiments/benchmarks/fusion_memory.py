@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 from experiments.benchmarks.common import Peak, write_json
-from krossfuse.fusion.base import CROSS_MODAL, InputSpec
+from krossfuse.core.blocks import blocks
+from krossfuse.core.parts import CROSS_MODAL
+from krossfuse.fusion.base import InputSpec
 from krossfuse.fusion.methods import RPKrossFuse
 from krossfuse.fusion.named import sketch_named
-from krossfuse.fusion.stream import blocks, fuse_to_file
+from krossfuse.fusion.stream import fuse_to_file
 
 DIMS = {CROSS_MODAL: 512, "expert": 768}
 

@@ -38,7 +38,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from experiments.benchmarks.common import Peak, write_json
-from krossfuse.data.base import DatasetInfo, LabelSet, Part
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import Part
 from krossfuse.probes.base import EmbeddingSpace
 from krossfuse.probes.linear import LinearProbe
 from krossfuse.probes.solvers import SKETCH_RANK, SKETCH_ROWS, LogisticFit, Target, fit_logistic
@@ -191,7 +192,7 @@ def memory(n: int, d: int, k: int, folder: Path, *, grid: list[float], max_iter:
         "own_bytes_before": peak.before,
         "own_bytes_peak": peak.bytes,
         "seconds": seconds,
-        "accuracy": {f.label_set: f.value for f in result.figures if f.metric == "accuracy"},
+        "accuracy": {f.label_set: f.value for f in result.measurements if f.metric == "accuracy"},
     }
 
 

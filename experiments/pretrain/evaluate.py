@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from krossfuse.data.base import SPLITS, TEST, Part
+from krossfuse.core.parts import SPLITS, TEST, Part
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import Encoder, EncoderModule
 

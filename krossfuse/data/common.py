@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from krossfuse.data.base import SPLITS, TRAIN, DatasetInfo, LabelSet, Part, Prompts
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
+from krossfuse.core.parts import SPLITS, TRAIN, Part
 
 
 def make_prompts(templates: Sequence[str], names: Sequence[str | Sequence[str]]) -> Prompts:

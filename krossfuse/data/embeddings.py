@@ -45,22 +45,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import (
-    MODALITIES,
-    SPLITS,
-    TEST,
-    TRAIN,
-    VAL,
-    DatasetInfo,
-    LabelSet,
-    Modality,
-    Part,
-    Prompts,
-)
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError, DataError, did_you_mean
+from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
+from krossfuse.core.parts import CROSS_MODAL, MODALITIES, SPLITS, TEST, TRAIN, VAL, Modality, Part
 from krossfuse.data.common import check_fractions, check_info, required_path, stratified_split
-from krossfuse.encoders.base import CROSS_MODAL
-from krossfuse.errors import ConfigError, DataError, did_you_mean
-from krossfuse.features.bundle import FeatureBundle
 
 LABEL_SET, PROMPT_SET = "class", "default"
 SUFFIXES = (".safetensors", ".npz")

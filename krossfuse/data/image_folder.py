@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import yaml
 
-from krossfuse.data.base import SPLITS, TEST, TRAIN, VAL, DatasetInfo, LabelSet, Part
+from krossfuse.core.errors import DataError, check_choice, did_you_mean
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import (
     ImageFiles,
     check_fractions,
@@ -21,7 +23,6 @@ from krossfuse.data.common import (
     stratified_split,
 )
 from krossfuse.data.module import BaseDataModule, Item
-from krossfuse.errors import DataError, check_choice, did_you_mean
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 

@@ -12,9 +12,10 @@ import torch
 from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
-from krossfuse.data.base import DatasetInfo, Part
+from krossfuse.core.errors import ConfigError, did_you_mean
+from krossfuse.core.labels import DatasetInfo
+from krossfuse.core.parts import Part
 from krossfuse.data.common import check_info, digest
-from krossfuse.errors import ConfigError, did_you_mean
 
 Item = Image | str
 Transform = Callable[[Any], Any]

@@ -21,10 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from krossfuse.data.base import SPLITS, TEST, TRAIN, VAL, DatasetInfo, LabelSet, Part
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive, did_you_mean
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import make_prompt_sets
 from krossfuse.data.module import BaseDataModule, Item
-from krossfuse.errors import ConfigError, DataError, check_choice, check_positive, did_you_mean
 
 PRETRAIN = "pretrain"
 """The part of the emoji that only the pre-training of the bundled cross-modal encoder may see."""

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from krossfuse.data.base import SPLITS, TEST, TRAIN, VAL, DatasetInfo, LabelSet, Part
+from krossfuse.core.errors import ConfigError, DataError, check_choice
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import check_fractions, digest, required_path, stratified_split
 from krossfuse.data.module import BaseDataModule, Item
-from krossfuse.errors import ConfigError, DataError, check_choice
 
 ALL = "all"
 _BINARY = {"0": "negative", "1": "positive"}

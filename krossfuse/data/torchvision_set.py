@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from krossfuse.data.base import SPLITS, TEST, TRAIN, VAL, DatasetInfo, LabelSet, Part
+from krossfuse.core.errors import ConfigError, DataError, check_choice
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import check_fractions, make_prompt_sets, required_path, stratified_split
 from krossfuse.data.module import BaseDataModule, Item
-from krossfuse.errors import ConfigError, DataError, check_choice
 
 DATASETS = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
 

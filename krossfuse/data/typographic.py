@@ -10,10 +10,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from krossfuse.data.base import DatasetInfo, Part
+from krossfuse.core.errors import ConfigError, DataError, did_you_mean
+from krossfuse.core.labels import DatasetInfo
+from krossfuse.core.parts import Part
 from krossfuse.data.common import digest
 from krossfuse.data.module import BaseDataModule, Item
-from krossfuse.errors import ConfigError, DataError, did_you_mean
 
 FILL, EDGE = "red", "white"
 

@@ -13,10 +13,7 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from krossfuse.data.base import Modality
-
-CROSS_MODAL = "cross_modal"
-"""The role of the cross-modal encoder of a pair; every other role is an expert's name."""
+from krossfuse.core.parts import Modality
 
 TextBatch = Mapping[str, Tensor]
 

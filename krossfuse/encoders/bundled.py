@@ -24,9 +24,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from krossfuse.data.base import Modality
+from krossfuse.core.errors import ConfigError, check_choice, check_positive
+from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
-from krossfuse.errors import ConfigError, check_choice, check_positive
 
 OPENMOJI_CLIP_WEIGHTS = Path(__file__).parent / "weights" / "openmoji_clip.safetensors"
 CLIP_MEAN, CLIP_STD = 0.5, 0.25

@@ -13,10 +13,10 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from krossfuse.data.base import Modality
+from krossfuse.core.errors import ConfigError, check_choice, did_you_mean
+from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
 from krossfuse.encoders.sources import output_dim, weights_digest
-from krossfuse.errors import ConfigError, check_choice, did_you_mean
 
 
 class OpenCLIP(Encoder):

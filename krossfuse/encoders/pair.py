@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from krossfuse.data.base import MODALITIES, Modality
-from krossfuse.encoders.base import CROSS_MODAL, Encoder
-from krossfuse.errors import ConfigError, check_choice
+from krossfuse.core.errors import ConfigError, check_choice
+from krossfuse.core.parts import CROSS_MODAL, MODALITIES, Modality
+from krossfuse.encoders.base import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

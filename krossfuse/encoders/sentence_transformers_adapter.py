@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import Modality
+from krossfuse.core.errors import ConfigError, check_choice, check_positive
+from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
 from krossfuse.encoders.sources import TOKENIZER, WEIGHTS, local_or_hub, output_dim, weights_digest
-from krossfuse.errors import ConfigError, check_choice, check_positive
 
 
 class SentenceTransformerText(Encoder):

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from krossfuse.core.errors import ConfigError
 from krossfuse.encoders.base import EncoderModule
-from krossfuse.errors import ConfigError
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")

@@ -10,10 +10,10 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from krossfuse.data.base import Modality
+from krossfuse.core.errors import ConfigError, check_choice
+from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule
 from krossfuse.encoders.sources import WEIGHTS, local_or_hub, output_dim, weights_digest
-from krossfuse.errors import ConfigError, check_choice
 
 
 class Timm(Encoder):

@@ -11,10 +11,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from krossfuse.data.base import Modality
+from krossfuse.core.errors import ConfigError, check_choice, check_positive
+from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
 from krossfuse.encoders.sources import TOKENIZER, WEIGHTS, local_or_hub, output_dim, pool, read_json, weights_digest
-from krossfuse.errors import ConfigError, check_choice, check_positive
 
 _PREPROCESSOR = "preprocessor_config.json"
 

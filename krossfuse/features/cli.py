@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from krossfuse.errors import ConfigError, did_you_mean
+from krossfuse.core.errors import ConfigError, did_you_mean
 from krossfuse.features.store import DamagedEntryError, Entry, FeatureStore
 
 

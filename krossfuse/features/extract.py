@@ -23,12 +23,12 @@ from pytorch_lightning.callbacks import BasePredictionWriter, TQDMProgressBar
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 
-from krossfuse.data.base import Modality, Part
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.parts import Modality, Part
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import Encoder, EncoderModule
 from krossfuse.encoders.pair import Pair
-from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
-from krossfuse.features.bundle import FeatureBundle
 from krossfuse.features.store import DTYPES, DamagedEntryError, FeatureKey, FeatureStore, FeatureWriter
 
 log = logging.getLogger(__name__)

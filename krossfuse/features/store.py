@@ -36,7 +36,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from krossfuse.errors import DataError, StoreError, check_choice, check_positive
+from krossfuse.core.errors import DataError, StoreError, check_choice, check_positive
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from krossfuse.data.base import MODALITIES, Modality
-from krossfuse.encoders.base import CROSS_MODAL as CROSS_MODAL
-from krossfuse.errors import ConfigError
+from krossfuse.core.errors import ConfigError
+from krossfuse.core.parts import MODALITIES, Modality
 
 Features = Mapping[str, Tensor]
 """Features of one batch by role: ``"cross_modal"`` or an expert's name to (batch, dim)."""

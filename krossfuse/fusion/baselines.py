@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import Modality
-from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
-from krossfuse.fusion.base import CROSS_MODAL, Features, FusionMethod, InputSpec, expert_modalities
+from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
+from krossfuse.core.parts import CROSS_MODAL, Modality
+from krossfuse.fusion.base import Features, FusionMethod, InputSpec, expert_modalities
 from krossfuse.fusion.kernels import CosineKernel, GaussianKernel
 from krossfuse.fusion.methods import Concatenation
 from krossfuse.fusion.postprocess import principal_axes

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import MODALITIES, TEST, Modality, Part
-from krossfuse.encoders.base import CROSS_MODAL
-from krossfuse.errors import ConfigError, DataError, DimensionError, check_positive
-from krossfuse.features.bundle import FeatureBundle
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError, DataError, DimensionError, check_positive
+from krossfuse.core.parts import CROSS_MODAL, MODALITIES, TEST, Modality, Part
 from krossfuse.fusion.base import Features, FusionMethod, InputSpec
 from krossfuse.fusion.methods import RPKrossFuse
 from krossfuse.fusion.named import KERNELS, SKETCHES, kernel_named, sketch_named

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from krossfuse import __version__
-from krossfuse.errors import ConfigError, StoreError, did_you_mean
+from krossfuse.core.errors import ConfigError, StoreError, did_you_mean
 from krossfuse.fusion.base import FusionMethod, InputSpec
 from krossfuse.fusion.postprocess import DTYPES
 

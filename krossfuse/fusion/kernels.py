@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError, check_positive
-from krossfuse.fusion.draws import derived_generator, orthogonal_rows
+from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError, check_positive
+from krossfuse.core.seeds import derived_generator
+from krossfuse.fusion.draws import orthogonal_rows
 from krossfuse.fusion.sketches import TensorSketch
 
 MEDIAN_ROWS = 1000

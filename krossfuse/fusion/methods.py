@@ -16,10 +16,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from krossfuse.data.base import MODALITIES, Modality
-from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
-from krossfuse.fusion.base import CROSS_MODAL, Features, FusionMethod, InputSpec, expert_modalities
-from krossfuse.fusion.draws import derive_seed
+from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
+from krossfuse.core.parts import CROSS_MODAL, MODALITIES, Modality
+from krossfuse.core.seeds import derive_seed
+from krossfuse.fusion.base import Features, FusionMethod, InputSpec, expert_modalities
 from krossfuse.fusion.kernels import CosineKernel, Kernel, ShiftInvariantKernel
 from krossfuse.fusion.selection import check_C, choose_C
 from krossfuse.fusion.sketches import (

@@ -15,16 +15,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from krossfuse.data.base import TEST, Modality, Part
+from krossfuse.core.blocks import blocks
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError, DataError, check_choice
+from krossfuse.core.parts import TEST, Modality, Part
 from krossfuse.encoders.base import EncoderModule
-from krossfuse.errors import ConfigError, DataError, check_choice
-from krossfuse.features.bundle import FeatureBundle
 from krossfuse.fusion.base import Features, FusionMethod
 from krossfuse.fusion.stream import (
     BLOCK_ROWS,
     MEMORY_LIMIT,
     RowSink,
-    blocks,
     encodable_parts,
     fit_method,
     fuse_bundle,

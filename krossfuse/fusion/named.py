@@ -6,7 +6,7 @@ import inspect
 from types import ModuleType
 from typing import Any
 
-from krossfuse.errors import check_choice
+from krossfuse.core.errors import check_choice
 from krossfuse.fusion import kernels, sketches
 from krossfuse.fusion.kernels import Kernel
 from krossfuse.fusion.methods import KernelFactory, SketchFactory

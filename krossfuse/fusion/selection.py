@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krossfuse.errors import ConfigError, DataError, check_positive, did_you_mean
+from krossfuse.core.errors import ConfigError, DataError, check_positive, did_you_mean
 
 GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 """The paper's grid of C (arXiv 2506.08645, section 5)."""

@@ -18,14 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
-from krossfuse.fusion.draws import (
-    derived_generator,
-    hadamard,
-    orthogonal_rows,
-    quarter_turns,
-    rademacher,
-)
+from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
+from krossfuse.core.seeds import derived_generator
+from krossfuse.fusion.draws import hadamard, orthogonal_rows, quarter_turns, rademacher
 
 
 class Sketch(nn.Module, ABC):

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import MODALITIES, TRAIN, Modality, Part
-from krossfuse.errors import DataError, check_positive
-from krossfuse.features.bundle import FeatureBundle
-from krossfuse.fusion.base import CROSS_MODAL, Features, FusionMethod, InputSpec
+from krossfuse.core.blocks import blocks
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import DataError, check_positive
+from krossfuse.core.parts import CROSS_MODAL, MODALITIES, TRAIN, Modality, Part
+from krossfuse.fusion.base import Features, FusionMethod, InputSpec
 
 BLOCK_ROWS = 4096
 """Rows encoded at a time: 50 MB of 3000 float32 outputs."""
@@ -74,12 +75,6 @@ def select_roles(method: FusionMethod, modality: Modality, features: Features, w
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise DataError(f"{where}: roles must have the same number of rows, one at least, got {lengths}")
     return chosen
-
-
-def blocks(n: int, size: int) -> Iterator[slice]:
-    """Yield the slices that cut ``n`` rows into blocks of ``size``."""
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
 
 
 class RowSink:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from krossfuse.data.base import Modality
-from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
-from krossfuse.fusion.base import CROSS_MODAL, Features, FusionMethod, InputSpec, expert_modalities
+from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
+from krossfuse.core.parts import CROSS_MODAL, Modality
+from krossfuse.fusion.base import Features, FusionMethod, InputSpec, expert_modalities
 from krossfuse.fusion.baselines import fit_sides, unit_features
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
-from krossfuse.errors import DataError
+from krossfuse.core.errors import DataError
 from krossfuse.fusion.trained import TrainedFusion
 
 

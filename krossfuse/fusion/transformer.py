@@ -11,8 +11,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from krossfuse.errors import ConfigError
-from krossfuse.fusion.base import CROSS_MODAL, InputSpec
+from krossfuse.core.errors import ConfigError
+from krossfuse.core.parts import CROSS_MODAL
+from krossfuse.fusion.base import InputSpec
 from krossfuse.fusion.kernels import CosineKernel
 from krossfuse.fusion.methods import KernelFactory, RPKrossFuse, SketchFactory
 from krossfuse.fusion.named import kernel_named, sketch_named

@@ -1,4 +1,4 @@
-"""Probes: linear, few-shot, zero-shot, retrieval, k-NN, clustering. Features in, named figures out."""
+"""Probes: linear, few-shot, zero-shot, retrieval, k-NN, clustering. Features in, named measurements out."""
 
 from __future__ import annotations
 

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from krossfuse.data.base import TEST, Part
-from krossfuse.errors import DataError, check_choice, check_positive
-from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
-from krossfuse.probes.rows import SIMILARITIES, blocks, similarity_rows, unit_rows
+from krossfuse.core.blocks import blocks
+from krossfuse.core.errors import DataError, check_choice, check_positive
+from krossfuse.core.parts import TEST, Part
+from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
+from krossfuse.probes.rows import SIMILARITIES, similarity_rows, unit_rows
 from krossfuse.probes.zero_shot import ZeroShot
 
 PROMPTS = "prompts/"
@@ -112,21 +113,27 @@ class Agreement(Probe):
         fused, own = similarities(space.parts, self.similarity), similarities(space.reference, "cosine")
         shared: dict[str, Any] = {"split": self.split, "n_images": len(image_rows), "n_texts": len(text_rows)}
         together = float(row_spearman(fused.reshape(1, -1), own.reshape(1, -1))[0])
-        figures = [Figure("spearman", together, "image-text", protocol=shared)]
+        measurements = [Measurement("spearman", together, "image-text", protocol=shared)]
         for direction, a, b in (("image->text", fused, own), ("text->image", fused.T, own.T)):
             each = torch.from_numpy(row_spearman(a, b))
-            figures.append(Figure("spearman", float(each.mean()), direction, protocol=shared, per_item=each.float()))
+            measurements.append(
+                Measurement("spearman", float(each.mean()), direction, protocol=shared, per_item=each.float())
+            )
         for name, parts in (("fused", space.parts), ("cross_modal", space.reference)):
             gap = modality_gap(parts[images], torch.cat([parts[p] for p in texts]))
-            figures.append(Figure("modality_gap", gap, "image-text", protocol={"split": self.split, "space": name}))
+            measurements.append(
+                Measurement("modality_gap", gap, "image-text", protocol={"split": self.split, "space": name})
+            )
         if self.zero_shot.applies(space):
-            figures += [
-                Figure("zero_shot_agreement", f.value, f.modality, f.label_set, f.protocol, f.per_item)
-                for f in self.zero_shot.evaluate(space, seed=seed).figures
+            measurements += [
+                Measurement("zero_shot_agreement", f.value, f.modality, f.label_set, f.protocol, f.per_item)
+                for f in self.zero_shot.evaluate(space, seed=seed).measurements
                 if f.metric == "agreement"
             ]
         texts_are = "split" if texts == [Part(self.split, "text")] else "class texts"
-        return ProbeResult(figures, {"similarity": self.similarity, "texts": texts_are, "max_items": self.max_items})
+        return ProbeResult(
+            measurements, {"similarity": self.similarity, "texts": texts_are, "max_items": self.max_items}
+        )
 
 
 def _sample(n: int, most: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""The protocol of a probe: an embedding space in, named figures out."""
+"""The protocol of a probe: an embedding space in, named measurements out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from krossfuse.data.base import DatasetInfo, Modality, Part
-from krossfuse.errors import DataError
+from krossfuse.core.errors import DataError
+from krossfuse.core.labels import DatasetInfo
+from krossfuse.core.parts import Modality, Part
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One measured number.
 
     Attributes:
@@ -22,8 +23,8 @@ class Figure:
         value: in the metric's own unit; accuracies and recalls are fractions in [0, 1].
         modality: ``"image"``, ``"text"``, ``"image->text"`` or ``"text->image"``.
         label_set: the label set, or "" where there is none.
-        protocol: what is particular to this figure (shots, selected C, prompt set, training form, ...), flat and
-            JSON-able. What all figures of the probe share stands in :attr:`ProbeResult.protocol`.
+        protocol: what is particular to this measurement (shots, selected C, prompt set, training form, ...), flat and
+            JSON-able. What all measurements of the probe share stands in :attr:`ProbeResult.protocol`.
         per_item: (n_test,) float, the test items' own scores whose mean is ``value`` (correct or not, hit or
             not), where the metric is such a mean; kept for paired comparisons of methods on the same items.
     """
@@ -41,13 +42,13 @@ class ProbeResult:
     """What a probe returns.
 
     Attributes:
-        figures: the measured numbers.
+        measurements: the measured numbers.
         protocol: what they share.
         heads: the fitted heads by name; may be none.
         drawn: what the probe drew by seed (few-shot subsets), JSON-able; written to the run folder where there is any.
     """
 
-    figures: list[Figure]
+    measurements: list[Measurement]
     protocol: Mapping[str, Any]
     heads: Mapping[str, nn.Module] = field(default_factory=dict)
     drawn: Mapping[str, Any] = field(default_factory=dict)

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from krossfuse.data.base import SPLITS, Modality, Part
-from krossfuse.errors import DataError, check_choice, check_positive
-from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
-from krossfuse.probes.rows import blocks, check_modalities, check_names, labelled, unit_rows
+from krossfuse.core.blocks import blocks
+from krossfuse.core.errors import DataError, check_choice, check_positive
+from krossfuse.core.parts import SPLITS, Modality, Part
+from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
+from krossfuse.probes.rows import check_modalities, check_names, labelled, unit_rows
 
 METHODS = ("kmeans", "spectral", "kernel_kmeans")
 _BLOCK = 2048
@@ -148,14 +149,14 @@ class Clustering(Probe):
             if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
                 usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
                 raise DataError(f"clustering needs single-label sets; {name!r} is not one of {usable}")
-        figures: list[Figure] = []
+        measurements: list[Measurement] = []
         for modality in self.modalities:
             for name in self._chosen(space):
                 splits = self._splits(space, modality, name)
                 if splits:
-                    figures += self._evaluate(space, name, modality, splits, seed)
+                    measurements += self._evaluate(space, name, modality, splits, seed)
         return ProbeResult(
-            figures,
+            measurements,
             {
                 "splits": self.splits,
                 "affinity": self.affinity,
@@ -167,7 +168,7 @@ class Clustering(Probe):
 
     def _evaluate(
         self, space: EmbeddingSpace, name: str, modality: Modality, splits: list[str], seed: int
-    ) -> list[Figure]:
+    ) -> list[Measurement]:
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
 
@@ -178,7 +179,7 @@ class Clustering(Probe):
         if clusters < 2:
             raise DataError(f"clustering needs two classes or more, but the items of {name!r} have {clusters}")
         shared = {"n_items": len(labels), "n_clusters": clusters}
-        figures = []
+        measurements = []
         for what, points in self._points(space, parts, rows, clusters, seed):
             for start in range(self.n_seeds):
                 state = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
@@ -186,11 +187,11 @@ class Clustering(Probe):
                 with threadpool_limits(1):
                     guess = KMeans(clusters, n_init=self.n_init, random_state=state).fit_predict(points)
                 protocol = {**shared, "space": what, "subset_seed": start}
-                figures += [
-                    Figure(metric, value, modality, name, protocol)
+                measurements += [
+                    Measurement(metric, value, modality, name, protocol)
                     for metric, value in clustering_scores(labels.numpy(), guess).items()
                 ]
-        return figures
+        return measurements
 
     def _points(
         self, space: EmbeddingSpace, parts: list[Part], rows: list[Tensor], clusters: int, seed: int

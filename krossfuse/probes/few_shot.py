@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from krossfuse.data.base import TEST, TRAIN, VAL, LabelSet, Part
-from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
-from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.core.blocks import blocks
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.labels import LabelSet
+from krossfuse.core.parts import TEST, TRAIN, VAL, Part
+from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
 from krossfuse.probes.rows import (
     best_of,
-    blocks,
     check_counts,
     check_names,
     finite_rows,
@@ -176,16 +177,16 @@ class FewShot(Probe):
             if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
                 usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
                 raise DataError(f"few-shot needs single-label sets; {name!r} is not one of {usable}")
-        figures: list[Figure] = []
+        measurements: list[Measurement] = []
         drawn: dict[str, Any] = {}
         for name in self._chosen(space):
             prompts = space.info.label_sets[name].prompts
             if self.texts == "prompts" and self.prompt_set is not None and self.prompt_set not in prompts:
                 raise DataError(f"label set {name!r} has no prompt set {self.prompt_set!r}; it has {sorted(prompts)}")
-            figures += self._evaluate(space, name)
+            measurements += self._evaluate(space, name)
             drawn[name] = [subset.written_down() for subset in self.subsets(space, name)]
         return ProbeResult(
-            figures,
+            measurements,
             {
                 "classifier": self.classifier,
                 "grid": self.grid,
@@ -199,7 +200,7 @@ class FewShot(Probe):
             drawn=drawn,
         )
 
-    def _evaluate(self, space: EmbeddingSpace, name: str) -> list[Figure]:
+    def _evaluate(self, space: EmbeddingSpace, name: str) -> list[Measurement]:
         labels = part_labels(space, TRAIN, "image", name)
         n_classes = len(space.info.label_sets[name].classes)
         problems = self._problems(space, name)
@@ -277,7 +278,7 @@ class FewShot(Probe):
 
     def _test(
         self, space: EmbeddingSpace, name: str, problems: Sequence[_Problem], chosen: Sequence[_Chosen]
-    ) -> list[Figure]:
+    ) -> list[Measurement]:
         part = Part(self.split, "image")
         rows, labels = labelled(space, self.split, "image", name)
         weights, biases = torch.stack([c.weight for c in chosen]), torch.stack([c.bias for c in chosen])
@@ -286,7 +287,7 @@ class FewShot(Probe):
             scores = self._read(space, part, rows[block]) @ weights.flatten(0, 1).T + biases.flatten()
             decisions = scores.reshape(-1, *biases.shape).argmax(2)
             right[:, block] = (decisions == labels[block, None]).float().T
-        figures = []
+        measurements = []
         for problem, choice, hits in zip(problems, chosen, right, strict=True):
             subset = problem.subset
             protocol: dict[str, Any] = {
@@ -304,11 +305,11 @@ class FewShot(Probe):
                 "n_test": len(rows),
             }
             per_class = mean_per_class(hits, labels)
-            figures += [
-                Figure("accuracy", float(hits.double().mean()), "image", name, protocol, hits),
-                Figure("mean_per_class_accuracy", per_class, "image", name, protocol),
+            measurements += [
+                Measurement("accuracy", float(hits.double().mean()), "image", name, protocol, hits),
+                Measurement("mean_per_class_accuracy", per_class, "image", name, protocol),
             ]
-        return figures
+        return measurements
 
 
 def _batches(problems: list[_Problem], dim: int) -> Iterator[list[_Problem]]:

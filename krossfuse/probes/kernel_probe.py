@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import TEST, TRAIN, Modality, Part
-from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
-from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.core.blocks import blocks
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.parts import TEST, TRAIN, Modality, Part
+from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
 from krossfuse.probes.linear import (
     SELECTIONS,
     Candidates,
@@ -20,12 +21,12 @@ from krossfuse.probes.linear import (
     check_label_set,
     item_labels,
     k_folds,
-    score_figures,
+    score_measurements,
     select,
     selection_parts,
 )
 from krossfuse.probes.ridge import signs
-from krossfuse.probes.rows import blocks, check_modalities, check_names, labelled
+from krossfuse.probes.rows import check_modalities, check_names, labelled
 from krossfuse.probes.solvers import Target, fit_kernel_logistic, fit_kernel_ridge
 
 CLASSIFIERS = ("logistic", "ridge")
@@ -110,9 +111,9 @@ class KernelProbe(Probe):
         """
         if space.kernel is None:
             raise DataError("this embedding has no exact kernel behind it; use the linear probe")
-        figures: list[Figure] = []
+        measurements: list[Measurement] = []
         for modality, name in self._pairs(space):
-            figures += self._evaluate(space, space.kernel, modality, name, seed)
+            measurements += self._evaluate(space, space.kernel, modality, name, seed)
         protocol = {
             "grid_C": self.grids["logistic"],
             "grid_alpha": self.grids["ridge"],
@@ -121,7 +122,7 @@ class KernelProbe(Probe):
             "tol": self.tol,
             "max_iter": self.max_iter,
         }
-        return ProbeResult(figures, protocol)
+        return ProbeResult(measurements, protocol)
 
     def _evaluate(
         self,
@@ -130,7 +131,7 @@ class KernelProbe(Probe):
         modality: Modality,
         name: str,
         seed: int,
-    ) -> list[Figure]:
+    ) -> list[Measurement]:
         label_set = space.info.label_sets[name]
         check_label_set(space, name, Part(TRAIN, modality))
         parts = selection_parts(space, modality, [name], required=self.selection == "val")
@@ -180,9 +181,9 @@ class KernelProbe(Probe):
             for kind, fit in final.items():
                 by_kind[kind].append(across @ fit.weights[0].T + fit.intercepts[0])
         return [
-            figure
+            measurement
             for kind, scores in by_kind.items()
-            for figure in score_figures(torch.cat(scores), truth, label_set, name, test, protocols[kind])
+            for measurement in score_measurements(torch.cat(scores), truth, label_set, name, test, protocols[kind])
         ]
 
     def _solve(self, kind: str, gram: Tensor, target: Target, grid: Sequence[float]) -> Candidates:

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import TEST, TRAIN, VAL, Modality, Part
-from krossfuse.errors import DataError, check_choice, check_positive
-from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.core.blocks import blocks
+from krossfuse.core.errors import DataError, check_choice, check_positive
+from krossfuse.core.parts import TEST, TRAIN, VAL, Modality, Part
+from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
 from krossfuse.probes.rows import (
-    accuracy_figures,
-    blocks,
+    accuracy_measurements,
     check_counts,
     check_every_class,
     check_modalities,
@@ -173,12 +173,12 @@ class KNN(Probe):
             if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
                 usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
                 raise DataError(f"k-NN needs single-label sets; {name!r} is not one of {usable}")
-        figures: list[Figure] = []
+        measurements: list[Measurement] = []
         for modality in self._modalities(space):
             for name in self._chosen(space):
-                figures += self._evaluate(space, name, modality)
+                measurements += self._evaluate(space, name, modality)
         return ProbeResult(
-            figures,
+            measurements,
             {
                 "metric": self.metric,
                 "weights": "uniform" if self.temperature is None else "softmax",
@@ -189,7 +189,7 @@ class KNN(Probe):
             },
         )
 
-    def _evaluate(self, space: EmbeddingSpace, name: str, modality: Modality) -> list[Figure]:
+    def _evaluate(self, space: EmbeddingSpace, name: str, modality: Modality) -> list[Measurement]:
         label_set = space.info.label_sets[name]
         rows, labels = labelled(space, TRAIN, modality, name)
         check_every_class(labels, label_set.classes)
@@ -212,18 +212,20 @@ class KNN(Probe):
             gallery = torch.cat([gallery[rows], space[Part(VAL, modality)][more]])
             rows, labels = torch.arange(len(gallery)), torch.cat([labels, more_labels])
             protocol["n_train"] = len(rows)
-        figures: list[Figure] = []
+        measurements: list[Measurement] = []
         for split in self.splits:
             if split != self.splits[0] and split not in label_set.labels:
                 continue
             correct, truth = self._correct(space, split, modality, name, gallery, rows, labels)
             shared = {**protocol, "split": split, "n_test": len(truth)}
-            figures += accuracy_figures(correct[selected], truth, modality=modality, label_set=name, protocol=shared)
+            measurements += accuracy_measurements(
+                correct[selected], truth, modality=modality, label_set=name, protocol=shared
+            )
             for k, right in correct.items():
                 hits_of_k = right.float()
                 value = float(hits_of_k.double().mean())
-                figures.append(Figure(f"{k}nn_accuracy", value, modality, name, shared, hits_of_k))
-        return figures
+                measurements.append(Measurement(f"{k}nn_accuracy", value, modality, name, shared, hits_of_k))
+        return measurements
 
     def _correct(
         self,

@@ -14,13 +14,14 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
-from krossfuse.data.base import TEST, TRAIN, VAL, LabelSet, Modality, Part
-from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
-from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.core.blocks import blocks
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.labels import LabelSet
+from krossfuse.core.parts import TEST, TRAIN, VAL, Modality, Part
+from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
 from krossfuse.probes.rows import (
-    accuracy_figures,
+    accuracy_measurements,
     best_of,
-    blocks,
     check_every_class,
     check_modalities,
     check_names,
@@ -109,7 +110,7 @@ class HeadProbe(Probe):
 
     @abstractmethod
     def _protocol(self) -> dict[str, Any]:
-        """Return the protocol that all figures share."""
+        """Return the protocol that all measurements share."""
 
     def _pairs(self, space: EmbeddingSpace) -> dict[Modality, list[str]]:
         """Return the label sets to probe by modality."""
@@ -136,7 +137,7 @@ class HeadProbe(Probe):
             DataError: a class without training items, a set with one class, no validation split to select on, a
                 label out of range, or features with NaN.
         """
-        figures: list[Figure] = []
+        measurements: list[Measurement] = []
         heads: dict[str, nn.Module] = {}
         for modality, names in self._pairs(space).items():
             if not names:
@@ -147,8 +148,8 @@ class HeadProbe(Probe):
                 heads[f"{name}/{modality}"] = head
                 for split in self.splits:
                     if Part(split, modality) in space and split in space.info.label_sets[name].labels:
-                        figures += head_figures(space, name, Part(split, modality), head, protocol)
-        return ProbeResult(figures, self._protocol(), heads)
+                        measurements += head_measurements(space, name, Part(split, modality), head, protocol)
+        return ProbeResult(measurements, self._protocol(), heads)
 
 
 class GridProbe(HeadProbe):
@@ -492,30 +493,30 @@ def select(scores: Tensor, labels: Tensor, label_set: LabelSet, *, squared: bool
 
 
 @torch.no_grad()
-def head_figures(
+def head_measurements(
     space: EmbeddingSpace, name: str, part: Part, head: LinearHead, protocol: dict[str, Any]
-) -> list[Figure]:
-    """Return the figures of a head on a part."""
+) -> list[Measurement]:
+    """Return the measurements of a head on a part."""
     label_set = space.info.label_sets[name]
     if label_set.multilabel:
         rows, labels = torch.arange(len(space[part])), item_labels(space, part, name)
     else:
         rows, labels = labelled(space, part.split, part.modality, name)
     scores = [head(finite_rows(space[part][rows[b]], part, rows=rows[b])) for b in blocks(len(rows), _BLOCK)]
-    return score_figures(torch.cat(scores), labels, label_set, name, part, protocol)
+    return score_measurements(torch.cat(scores), labels, label_set, name, part, protocol)
 
 
-def score_figures(
+def score_measurements(
     scores: Tensor, labels: Tensor, label_set: LabelSet, name: str, part: Part, protocol: dict[str, Any]
-) -> list[Figure]:
-    """Return the figures of (n, classes) scores of the labelled items of a part."""
+) -> list[Measurement]:
+    """Return the measurements of (n, classes) scores of the labelled items of a part."""
     classes = len(label_set.classes)
     shared = {**protocol, "split": part.split, "n_test": len(labels), "n_classes": classes}
     if label_set.multilabel:
         precision = mean_average_precision(scores, labels)
-        return [Figure("mean_average_precision", precision, part.modality, name, shared)]
+        return [Measurement("mean_average_precision", precision, part.modality, name, shared)]
     above = (scores > scores.gather(1, labels[:, None])).sum(1)
-    return accuracy_figures(
+    return accuracy_measurements(
         scores.argmax(1) == labels,
         labels,
         modality=part.modality,

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from krossfuse.data.base import SPLITS, TEST, TRAIN, Part
-from krossfuse.errors import ConfigError, DataError, check_positive
-from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.core.errors import ConfigError, DataError, check_positive
+from krossfuse.core.parts import SPLITS, TEST, TRAIN, Part
+from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
 from krossfuse.probes.linear import LinearProbe
 from krossfuse.probes.rows import check_names
 from krossfuse.probes.zero_shot import ZeroShot
@@ -97,7 +97,7 @@ class OutOfDistribution(Probe):
             if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
                 usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
                 raise DataError(f"the test needs single-label sets; {name!r} is not one of {usable}")
-        figures: list[Figure] = []
+        measurements: list[Measurement] = []
         heads: dict[str, nn.Module] = {}
         for name in self._chosen(space):
             labels = space.info.label_sets[name].labels
@@ -115,13 +115,13 @@ class OutOfDistribution(Probe):
             for head, result in by_head.items():
                 own = [
                     replace(f, protocol={**f.protocol, "form": head})
-                    for f in result.figures
+                    for f in result.measurements
                     if f.metric in ("accuracy", "mean_per_class_accuracy")
                 ]
-                figures += own
+                measurements += own
                 away = [f.value for f in own if f.metric == "accuracy" and f.protocol["split"] != TEST]
                 if away:
                     protocol = {"form": head, "splits": splits[1:]}
-                    figures.append(Figure("shifted_accuracy", sum(away) / len(away), "image", name, protocol))
+                    measurements.append(Measurement("shifted_accuracy", sum(away) / len(away), "image", name, protocol))
                 heads |= {f"{key}/{head}": module for key, module in result.heads.items()}
-        return ProbeResult(figures, {"grid": self.grid, "tol": self.tol, "shifted": shifted}, heads)
+        return ProbeResult(measurements, {"grid": self.grid, "tol": self.tol, "shifted": shifted}, heads)

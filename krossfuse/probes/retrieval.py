@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import TEST, Part
-from krossfuse.errors import DataError, check_choice, check_positive
-from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
-from krossfuse.probes.rows import SIMILARITIES, blocks, check_counts, similarity_rows
+from krossfuse.core.blocks import blocks
+from krossfuse.core.errors import DataError, check_choice, check_positive
+from krossfuse.core.parts import TEST, Part
+from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
+from krossfuse.probes.rows import SIMILARITIES, check_counts, similarity_rows
 
 TIE = 1e-7
 """Similarities nearer than this, relative to the RMS of the true pairs', are equal: the earlier row comes first."""
@@ -145,26 +146,28 @@ class Retrieval(Probe):
         ranks = retrieval_ranks(images, texts, caption_of, similarity=self.similarity, block_rows=self.block_rows)
         shared = {"split": self.split, "n_images": len(images), "n_texts": len(texts)}
         first, precision = _by_image(ranks.of_text, caption_of, len(images))
-        figures = [
-            *self._figures(first, precision, "image->text", {**shared, "n_test": len(first)}),
-            *self._figures(
+        measurements = [
+            *self._measurements(first, precision, "image->text", {**shared, "n_test": len(first)}),
+            *self._measurements(
                 ranks.of_image, 1 / (1 + ranks.of_image.double()), "text->image", {**shared, "n_test": len(texts)}
             ),
         ]
-        return ProbeResult(figures, {"similarity": self.similarity, "ties": "the earlier row first"})
+        return ProbeResult(measurements, {"similarity": self.similarity, "ties": "the earlier row first"})
 
-    def _figures(self, first: Tensor, precision: Tensor, direction: str, protocol: dict[str, Any]) -> list[Figure]:
-        figures = []
+    def _measurements(
+        self, first: Tensor, precision: Tensor, direction: str, protocol: dict[str, Any]
+    ) -> list[Measurement]:
+        measurements = []
         for k in self.ks:
             hits = (first < k).float()
-            figures.append(
-                Figure(f"recall@{k}", float(hits.double().mean()), direction, protocol=protocol, per_item=hits)
+            measurements.append(
+                Measurement(f"recall@{k}", float(hits.double().mean()), direction, protocol=protocol, per_item=hits)
             )
         middle = float((first.double() + 1).quantile(0.5))
         return [
-            *figures,
-            Figure("median_rank", middle, direction, protocol=protocol),
-            Figure("map", float(precision.mean()), direction, protocol=protocol, per_item=precision.float()),
+            *measurements,
+            Measurement("median_rank", middle, direction, protocol=protocol),
+            Measurement("map", float(precision.mean()), direction, protocol=protocol, per_item=precision.float()),
         ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import TEST, Modality
+from krossfuse.core.parts import TEST, Modality
 from krossfuse.probes.linear import Candidates, GridProbe
 from krossfuse.probes.solvers import Target, fit_ridge
 

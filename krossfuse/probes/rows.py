@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from krossfuse.data.base import MODALITIES, Modality, Part
-from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
-from krossfuse.probes.base import EmbeddingSpace, Figure
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.parts import MODALITIES, Modality, Part
+from krossfuse.probes.base import EmbeddingSpace, Measurement
 
 SIMILARITIES = ("dot", "cosine")
 
@@ -48,16 +48,6 @@ def check_modalities(value: object) -> list[Modality]:
     """
     names = check_names("modalities", value, MODALITIES)
     return [modality for modality in MODALITIES if modality in names]
-
-
-def blocks(n: int, size: int) -> Iterator[slice]:
-    """Yield slices of at most ``size`` rows that cover ``n`` rows in order.
-
-    >>> [(b.start, b.stop) for b in blocks(5, 2)]
-    [(0, 2), (2, 4), (4, 5)]
-    """
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
 
 
 def finite_rows(block: Tensor, what: object, *, rows: Tensor | None = None) -> Tensor:
@@ -206,7 +196,7 @@ def mean_per_class(correct: Tensor, labels: Tensor) -> float:
     return float((hits[present] / counts[present]).mean())
 
 
-def accuracy_figures(
+def accuracy_measurements(
     correct: Tensor,
     labels: Tensor,
     *,
@@ -214,23 +204,25 @@ def accuracy_figures(
     label_set: str,
     protocol: Mapping[str, Any],
     in_top5: Tensor | None = None,
-) -> list[Figure]:
-    """Return the figures ``accuracy``, ``mean_per_class_accuracy`` and, given ``in_top5``, ``top5_accuracy``.
+) -> list[Measurement]:
+    """Return the measurements ``accuracy``, ``mean_per_class_accuracy`` and, given ``in_top5``, ``top5_accuracy``.
 
     Args:
         correct: (n,) bool, whether the decision on each test item is its label.
         labels: (n,) int64.
         modality: of the test items.
         label_set: name of the label set.
-        protocol: of each figure.
+        protocol: of each measurement.
         in_top5: (n,) bool, whether the label is among the five highest scores.
     """
     hits = correct.float()
-    figures = [
-        Figure("accuracy", float(hits.double().mean()), modality, label_set, protocol, hits),
-        Figure("mean_per_class_accuracy", mean_per_class(hits, labels), modality, label_set, protocol),
+    measurements = [
+        Measurement("accuracy", float(hits.double().mean()), modality, label_set, protocol, hits),
+        Measurement("mean_per_class_accuracy", mean_per_class(hits, labels), modality, label_set, protocol),
     ]
     if in_top5 is not None:
         top = in_top5.float()
-        figures.append(Figure("top5_accuracy", float(top.double().mean()), modality, label_set, protocol, top))
-    return figures
+        measurements.append(
+            Measurement("top5_accuracy", float(top.double().mean()), modality, label_set, protocol, top)
+        )
+    return measurements

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from krossfuse.data.base import TEST, VAL, Modality, Part
-from krossfuse.errors import ConfigError, check_positive
+from krossfuse.core.blocks import blocks
+from krossfuse.core.errors import ConfigError, check_positive
+from krossfuse.core.parts import TEST, VAL, Modality, Part
 from krossfuse.probes.base import EmbeddingSpace
 from krossfuse.probes.linear import (
     HeadProbe,
@@ -25,7 +26,6 @@ from krossfuse.probes.linear import (
     select,
     selection_parts,
 )
-from krossfuse.probes.rows import blocks
 from krossfuse.probes.solvers import Target
 
 _SCALE_ROWS = 4096

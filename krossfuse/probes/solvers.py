@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from krossfuse.errors import ConfigError, DataError, check_positive
+from krossfuse.core.errors import ConfigError, DataError, check_positive
 
 _BLOCK_VALUES = 1 << 24  # in one block of rows: 64 MB of float32
 _SCORE_VALUES = 1 << 26  # scores of all rows that are kept at once: 256 MB of float32

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import TRAIN, VAL
-from krossfuse.errors import DataError, check_positive
+from krossfuse.core.errors import DataError, check_positive
+from krossfuse.core.parts import TRAIN, VAL
 
 VAL_SHOTS = 4
 """Validation shots a class at most: min(4, shots), as in cross-modal adaptation (Lin et al., CVPR 2023)."""

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from krossfuse.data.base import SPLITS, TEST, TRAIN, VAL, Part
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import stratified_split
-from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
-from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
 from krossfuse.probes.rows import (
-    accuracy_figures,
+    accuracy_measurements,
     best_of,
     check_every_class,
     check_names,
@@ -219,12 +219,14 @@ class TextProbe(Probe):
             (x[r.test] @ c.weight.T + c.intercept).argmax(1) == r.labels[r.test]
             for r, c in zip(rounds, chosen, strict=True)
         ]
-        figures: list[Figure] = []
+        measurements: list[Measurement] = []
         for name in names:
             own = [i for i, r in enumerate(rounds) if r.label_set == name]
-            figures += _figures([rounds[i] for i in own], [chosen[i].C for i in own], [hits[i] for i in own], protocol)
+            measurements += _measurements(
+                [rounds[i] for i in own], [chosen[i].C for i in own], [hits[i] for i in own], protocol
+            )
         return ProbeResult(
-            figures,
+            measurements,
             {
                 "evaluation": protocol,
                 "grid": self.grid,
@@ -260,8 +262,8 @@ class TextProbe(Probe):
         return [Round(name, labels, n_classes, *fold) for fold in cut]
 
 
-def _figures(rounds: list[Round], selected: list[float], hits: list[Tensor], protocol: str) -> list[Figure]:
-    """Return the figures of one label set, the items in the order of their rows whatever fold tested them."""
+def _measurements(rounds: list[Round], selected: list[float], hits: list[Tensor], protocol: str) -> list[Measurement]:
+    """Return the measurements of one label set, the items in the order of their rows whatever fold tested them."""
     name, labels = rounds[0].label_set, rounds[0].labels
     rows, order = torch.cat([r.test for r in rounds]).sort()
     accuracies = [float(h.double().mean()) for h in hits]
@@ -270,9 +272,11 @@ def _figures(rounds: list[Round], selected: list[float], hits: list[Tensor], pro
         shared |= {"split": TEST, "selected_C": selected[0]}
     else:
         shared |= {"folds": len(rounds), "selected_C": selected, "fold_accuracies": accuracies}
-    figures = accuracy_figures(torch.cat(hits)[order], labels[rows], modality="text", label_set=name, protocol=shared)
+    measurements = accuracy_measurements(
+        torch.cat(hits)[order], labels[rows], modality="text", label_set=name, protocol=shared
+    )
     if protocol == "k-fold":
         for fold, (value, r, C, right) in enumerate(zip(accuracies, rounds, selected, hits, strict=True)):
             own = {"subset_seed": fold, "selected_C": C, "n_test": len(r.test)}
-            figures.append(Figure("fold_accuracy", value, "text", name, own, right.float()))
-    return figures
+            measurements.append(Measurement("fold_accuracy", value, "text", name, own, right.float()))
+    return measurements

@@ -11,13 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from krossfuse.data.base import TEST, LabelSet, Modality, Part
-from krossfuse.errors import DataError, check_choice, check_positive
-from krossfuse.probes.base import EmbeddingSpace, Figure, Probe, ProbeResult
+from krossfuse.core.blocks import blocks
+from krossfuse.core.errors import DataError, check_choice, check_positive
+from krossfuse.core.labels import LabelSet
+from krossfuse.core.parts import TEST, Modality, Part
+from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
 from krossfuse.probes.rows import (
     SIMILARITIES,
-    accuracy_figures,
-    blocks,
+    accuracy_measurements,
     check_modalities,
     check_names,
     labelled,
@@ -199,7 +200,7 @@ class ZeroShot(Probe):
         """
         for split in self.splits:
             space[Part(split, next((m for m in self.modalities if Part(split, m) in space), self.modalities[0]))]
-        figures: list[Figure] = []
+        measurements: list[Measurement] = []
         heads: dict[str, nn.Module] = {}
         for name in self._chosen(space):
             label_set = space.info.label_sets[name]
@@ -208,13 +209,13 @@ class ZeroShot(Probe):
                 heads[f"{name}/{prompt_set}"] = head
                 for split, modality in product(self.splits, self.modalities):
                     if Part(split, modality) in space and split in label_set.labels:
-                        figures += self._figures(space, name, split, modality, head, reference, protocol)
+                        measurements += self._measurements(space, name, split, modality, head, reference, protocol)
         protocol = {
             "average": self.average,
             "similarity": self.similarity,
             "ties": f"lowest class index within {TIE:g} relative",
         }
-        return ProbeResult(figures, protocol, heads)
+        return ProbeResult(measurements, protocol, heads)
 
     def _heads(
         self, space: EmbeddingSpace, name: str, prompt_set: str
@@ -258,7 +259,7 @@ class ZeroShot(Probe):
         )
 
     @torch.no_grad()
-    def _figures(
+    def _measurements(
         self,
         space: EmbeddingSpace,
         name: str,
@@ -267,7 +268,7 @@ class ZeroShot(Probe):
         head: ZeroShotHead,
         reference: ZeroShotHead | None,
         protocol: dict[str, Any],
-    ) -> list[Figure]:
+    ) -> list[Measurement]:
         part = Part(split, modality)
         rows, labels = labelled(space, split, modality, name)
         correct, top5, same = [], [], []
@@ -283,7 +284,7 @@ class ZeroShot(Probe):
                 same.append(decisions == decide(own))
         classes = len(space.info.label_sets[name].classes)
         shared = {**protocol, "split": split, "n_test": len(rows), "n_classes": classes}
-        figures = accuracy_figures(
+        measurements = accuracy_measurements(
             torch.cat(correct),
             labels,
             modality=modality,
@@ -293,5 +294,5 @@ class ZeroShot(Probe):
         )
         if compare:
             kept = torch.cat(same).float()
-            figures.append(Figure("agreement", float(kept.double().mean()), modality, name, shared, kept))
-        return figures
+            measurements.append(Measurement("agreement", float(kept.double().mean()), modality, name, shared, kept))
+        return measurements

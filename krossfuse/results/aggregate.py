@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from krossfuse.errors import check_positive
+from krossfuse.core.errors import check_positive
 from krossfuse.results.records import Record, Run
 
 LEVEL = 0.95

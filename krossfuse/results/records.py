@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from krossfuse.errors import KrossFuseError, did_you_mean
+from krossfuse.core.errors import KrossFuseError, did_you_mean
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from krossfuse.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
 
 Verdict = Literal["better", "worse", "no difference shown"]
 Scores = NDArray[np.float64]

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from krossfuse.errors import DataError, check_positive
+from krossfuse.core.errors import DataError, check_positive
 from krossfuse.results.records import ResultsError, load_arrays, save_arrays
 
 NAME = "kernels"

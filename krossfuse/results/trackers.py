@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from krossfuse.errors import ConfigError, check_choice
+from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.results.aggregate import CONDITIONS
 from krossfuse.results.records import Record
 

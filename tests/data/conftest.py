@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import Part
 from krossfuse.data.common import make_prompts
 from krossfuse.data.module import BaseDataModule
 

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part, Prompts
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
+from krossfuse.core.parts import Part
 from krossfuse.data.common import (
     ImageFiles,
     check_info,
@@ -17,7 +19,6 @@ from krossfuse.data.common import (
     required_path,
     stratified_split,
 )
-from krossfuse.errors import ConfigError, DataError
 
 IMAGES = {Part(split, "image"): 4 for split in ("train", "val", "test")}
 

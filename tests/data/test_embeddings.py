@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import SPLITS, Part
 from krossfuse.data import embeddings
-from krossfuse.data.base import SPLITS, DatasetInfo, LabelSet, Part
 from krossfuse.data.embeddings import EmbeddingsFile, save_embeddings
-from krossfuse.errors import ConfigError, DataError
-from krossfuse.features.bundle import FeatureBundle
 
 NAMES = ["cat", "dog", "otter"]
 PLAIN = Part.prompts("class", "default")

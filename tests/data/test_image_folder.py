@@ -6,9 +6,9 @@ import os
 import pytest
 from PIL import Image
 
-from krossfuse.data.base import Part
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.parts import Part
 from krossfuse.data.image_folder import ImageFolder
-from krossfuse.errors import ConfigError, DataError
 
 PROMPTS = {"default": ["a photo of a {}."]}
 

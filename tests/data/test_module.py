@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from krossfuse.data.base import Part
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.parts import Part
 
 
 def brightness(item):

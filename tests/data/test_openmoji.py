@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from krossfuse.data.base import SPLITS, Part
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.parts import SPLITS, Part
 from krossfuse.data.openmoji import (
     MIN_CLASS,
     PRETRAIN,
@@ -20,7 +21,6 @@ from krossfuse.data.openmoji import (
     split_emoji,
     subgroup_classes,
 )
-from krossfuse.errors import ConfigError, DataError
 
 BY_NAME = {e.name: e for e in list_emoji()}
 

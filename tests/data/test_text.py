@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from krossfuse.data.base import SPLITS, Part
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.parts import SPLITS, Part
 from krossfuse.data.text import TASKS, SentEval, TextFiles, read_labelled_lines
-from krossfuse.errors import ConfigError, DataError
 
 SIZES = {"MR": 10662, "CR": 3775, "SUBJ": 10000, "MPQA": 10606, "SST2": 9613, "TREC": 5952}
 

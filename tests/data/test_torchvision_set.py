@@ -5,9 +5,9 @@ import struct
 import numpy as np
 import pytest
 
-from krossfuse.data.base import SPLITS, Part
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.parts import SPLITS, Part
 from krossfuse.data.torchvision_set import TorchvisionDataset
-from krossfuse.errors import ConfigError, DataError
 
 
 def write_idx(path, array):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from krossfuse.data.base import SPLITS, Part
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.parts import SPLITS, Part
 from krossfuse.data.typographic import TypographicAttack, draw_misleading, write_over
-from krossfuse.errors import ConfigError, DataError
 
 
 def pixels(dm, part):

@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from krossfuse.core.errors import ConfigError
 from krossfuse.encoders.open_clip_adapter import OpenCLIP
 from krossfuse.encoders.sentence_transformers_adapter import SentenceTransformerText
 from krossfuse.encoders.sources import local_or_hub, pool, weights_digest
 from krossfuse.encoders.timm_adapter import Timm
 from krossfuse.encoders.transformers_adapter import HFImage, HFText
-from krossfuse.errors import ConfigError
 
 TEXTS = ["a cat", "the dog sat on a cat and on a dog", "sat"]
 

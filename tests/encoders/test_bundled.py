@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from krossfuse.core.errors import ConfigError
 from krossfuse.data.common import digest
 from krossfuse.data.openmoji import PRETRAIN, SPLIT_RULE, assign_parts, list_emoji, render
 from krossfuse.encoders.base import EncoderModule
 from krossfuse.encoders.bundled import OPENMOJI_CLIP_WEIGHTS, EfficientNetLite0, MiniLM, OpenMojiCLIP
-from krossfuse.errors import ConfigError
 
 BY_NAME = {e.name: e for e in list_emoji()}
 TEXT = "a red apple"

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from krossfuse.data.base import Modality
+from krossfuse.core.errors import ConfigError
+from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule
 from krossfuse.encoders.pair import Pair
-from krossfuse.errors import ConfigError
 
 
 class Named(Encoder):

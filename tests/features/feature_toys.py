@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Modality, Part
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import Modality, Part
 from krossfuse.data.common import ImageFiles, make_prompts
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch

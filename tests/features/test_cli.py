@@ -5,7 +5,7 @@ import json
 import pytest
 from store_toys import DIM, ROWS, FeatureKey, values
 
-from krossfuse.errors import ConfigError
+from krossfuse.core.errors import ConfigError
 from krossfuse.features.cli import main
 from krossfuse.features.store import FeatureStore
 

@@ -11,12 +11,11 @@ import pytest
 import torch
 from feature_toys import SIZES, ToyData, ToyEncoder, ToyModule
 
-from krossfuse.data.base import Part
-from krossfuse.encoders.base import CROSS_MODAL
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.parts import CROSS_MODAL, Part
 from krossfuse.encoders.pair import Pair
-from krossfuse.errors import ConfigError, DataError
 from krossfuse.features import store as store_module
-from krossfuse.features.bundle import FeatureBundle
 from krossfuse.features.extract import extract, feature_keys
 from krossfuse.features.store import FeatureStore
 

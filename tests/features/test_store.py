@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_toys import DIM, ROWS, key, values
 
-from krossfuse.errors import ConfigError, DataError, StoreError
+from krossfuse.core.errors import ConfigError, DataError, StoreError
 from krossfuse.features import store as store_module
 from krossfuse.features.store import DamagedEntryError, FeatureKey, FeatureStore, canonical_json
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part, Prompts
-from krossfuse.features.bundle import FeatureBundle
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
+from krossfuse.core.parts import Part
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
 SIZES = {"train": 160, "val": 40, "test": 64}

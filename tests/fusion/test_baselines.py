@@ -14,7 +14,7 @@ from sklearn.cross_decomposition import CCA as SklearnCCA
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import rbf_kernel
 
-from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError
+from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError
 from krossfuse.fusion.base import FusionMethod, InputSpec
 from krossfuse.fusion.baselines import CCA, AverageKernel, PCAConcatenation, RFFConcatenation
 from krossfuse.fusion.kernels import GaussianKernel

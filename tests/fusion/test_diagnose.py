@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from krossfuse.data.base import Part
-from krossfuse.errors import ConfigError, DataError
-from krossfuse.features.bundle import FeatureBundle
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.parts import Part
 from krossfuse.fusion.base import InputSpec
 from krossfuse.fusion.baselines import PCAConcatenation
 from krossfuse.fusion.diagnose import diagnose, main

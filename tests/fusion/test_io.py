@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from krossfuse.data.base import Part
-from krossfuse.errors import ConfigError, StoreError
-from krossfuse.features.bundle import FeatureBundle
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError, StoreError
+from krossfuse.core.parts import Part
 from krossfuse.fusion import io
 from krossfuse.fusion.base import FusionMethod, InputSpec
 from krossfuse.fusion.baselines import CCA, AverageKernel, PCAConcatenation, RFFConcatenation

@@ -12,7 +12,7 @@ from sklearn.kernel_approximation import PolynomialCountSketch, RBFSampler
 from sklearn.metrics import pairwise
 from torch import Tensor
 
-from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError
+from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError
 from krossfuse.fusion.kernels import (
     CauchyKernel,
     CosineKernel,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from krossfuse.data.base import Modality
-from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError
+from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError
+from krossfuse.core.parts import Modality
 from krossfuse.fusion.base import FusionMethod, InputSpec
 from krossfuse.fusion.kernels import GaussianKernel, LaplaceKernel, LinearKernel
 from krossfuse.fusion.methods import (

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from krossfuse.data.base import TEST, DatasetInfo, LabelSet, Part
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import TEST, Part
 from krossfuse.encoders.base import EncoderModule
-from krossfuse.errors import ConfigError, DataError
-from krossfuse.features.bundle import FeatureBundle
 from krossfuse.fusion.base import InputSpec
 from krossfuse.fusion.baselines import PCAConcatenation
 from krossfuse.fusion.module import Batch, FusionModule

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from krossfuse.data.base import Part
-from krossfuse.errors import ConfigError, DataError, NotFittedError
-from krossfuse.features.bundle import FeatureBundle
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError, DataError, NotFittedError
+from krossfuse.core.parts import Part
 from krossfuse.fusion.base import InputSpec
 from krossfuse.fusion.io import load_fusion, save_fusion
 from krossfuse.fusion.methods import ExactKrossFuse, RPKrossFuse

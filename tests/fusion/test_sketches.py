@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.kernel_approximation import Nystroem, PolynomialCountSketch
 from torch import Tensor
 
-from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError
+from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError
 from krossfuse.fusion.kernels import GaussianKernel
 from krossfuse.fusion.sketches import (
     BlockOrthogonalSketch,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from krossfuse.data.base import Part
-from krossfuse.errors import ConfigError, DataError, DimensionError, NotFittedError
-from krossfuse.features.bundle import FeatureBundle
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError
+from krossfuse.core.parts import Part
 from krossfuse.fusion.base import InputSpec
 from krossfuse.fusion.stream import fit_method, fuse_bundle
 from krossfuse.fusion.trained import Attention, Comm, Gate, TrainedFusion

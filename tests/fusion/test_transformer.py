@@ -14,8 +14,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from krossfuse.data.base import Part
-from krossfuse.features.bundle import FeatureBundle
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.parts import Part
 from krossfuse.fusion.base import InputSpec
 from krossfuse.fusion.methods import RPKrossFuse
 from krossfuse.fusion.transformer import KrossFuseTransformer

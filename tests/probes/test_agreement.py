@@ -7,8 +7,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part, Prompts
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
+from krossfuse.core.parts import Part
 from krossfuse.probes import Agreement
 from krossfuse.probes.agreement import modality_gap
 from krossfuse.probes.base import EmbeddingSpace, ProbeResult
@@ -37,7 +38,9 @@ def make_space(seed: int = 0, *, C: float | None = 2.0) -> EmbeddingSpace:
 
 
 def value(result: ProbeResult, metric: str, key: str) -> float:
-    (one,) = [f.value for f in result.figures if f.metric == metric and key in (f.modality, f.protocol.get("space"))]
+    (one,) = [
+        f.value for f in result.measurements if f.metric == metric and key in (f.modality, f.protocol.get("space"))
+    ]
     return one
 
 

@@ -12,8 +12,9 @@ from sklearn.cluster import KMeans, SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import Part
 from krossfuse.probes import Clustering
 from krossfuse.probes.base import EmbeddingSpace
 from krossfuse.probes.clustering import affinity, clustering_scores, kernel_points
@@ -42,11 +43,11 @@ def test_matched_accuracy_against_every_matching(seed: int, classes: int, cluste
 
 def test_separate_groups_are_found_by_every_method() -> None:
     probe = Clustering(methods=["kmeans", "spectral", "kernel_kmeans"], n_seeds=2)
-    figures = probe.evaluate(make_space(0.1), seed=0).figures
-    assert {f.protocol["space"] for f in figures} == {"embedding/kmeans", "kernel/spectral", "kernel/kmeans"}
-    assert len(figures) == 3 * 2 * 4
-    assert all(f.value == pytest.approx(1.0) for f in figures)
-    assert all(f.protocol["n_items"] == 89 for f in figures)
+    measurements = probe.evaluate(make_space(0.1), seed=0).measurements
+    assert {f.protocol["space"] for f in measurements} == {"embedding/kmeans", "kernel/spectral", "kernel/kmeans"}
+    assert len(measurements) == 3 * 2 * 4
+    assert all(f.value == pytest.approx(1.0) for f in measurements)
+    assert all(f.protocol["n_items"] == 89 for f in measurements)
 
 
 def test_spectral_parity_with_scikit_learn() -> None:
@@ -59,7 +60,7 @@ def test_spectral_parity_with_scikit_learn() -> None:
     info = replace(space.info, label_sets={"class": LabelSet(("a", "b", "c"), labels)})
     ours = Clustering(methods=["spectral"], n_seeds=1, n_init=10).evaluate(replace(space, info=info), seed=0)
     truth = torch.cat([labels["train"], labels["val"]]).numpy()
-    (ari,) = [f.value for f in ours.figures if f.metric == "ari"]
+    (ari,) = [f.value for f in ours.measurements if f.metric == "ari"]
     assert ari == pytest.approx(adjusted_rand_score(truth, theirs))
 
 
@@ -83,7 +84,7 @@ def test_exact_kernel_is_used_where_there_is_one() -> None:
     result = Clustering(methods=["spectral"], n_seeds=1).evaluate(replace(space, kernel=kernel), seed=0)
     assert result.protocol["kernel"] == "exact"
     assert len(asked) == 6
-    assert all(f.value == pytest.approx(1.0) for f in result.figures)
+    assert all(f.value == pytest.approx(1.0) for f in result.measurements)
 
 
 def test_affinities_are_stated_and_not_negative() -> None:
@@ -96,8 +97,8 @@ def test_same_seed_same_figures_and_a_large_set_is_subsampled() -> None:
     space = make_space(0.8)
     probe = Clustering(max_items=50, n_seeds=2)
     a, b, c = (probe.evaluate(space, seed=seed) for seed in (1, 1, 2))
-    assert [f.value for f in a.figures] == [f.value for f in b.figures] != [f.value for f in c.figures]
-    assert a.figures[0].protocol["n_items"] == 50
+    assert [f.value for f in a.measurements] == [f.value for f in b.measurements] != [f.value for f in c.measurements]
+    assert a.measurements[0].protocol["n_items"] == 50
 
 
 def test_k_means_is_that_of_scikit_learn() -> None:
@@ -106,7 +107,7 @@ def test_k_means_is_that_of_scikit_learn() -> None:
     x = space[Part("train", "image")]
     state = int(np.random.SeedSequence([4, 0]).generate_state(1)[0])
     guess = KMeans(3, n_init=3, random_state=state).fit_predict((x / x.norm(dim=1, keepdim=True)).numpy())
-    assert {f.metric: f.value for f in result.figures} == pytest.approx(
+    assert {f.metric: f.value for f in result.measurements} == pytest.approx(
         clustering_scores(torch.arange(40).numpy() % 3, guess)
     )
 

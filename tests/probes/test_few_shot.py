@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part, Prompts
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
+from krossfuse.core.parts import Part
 from krossfuse.probes import FewShot
 from krossfuse.probes.base import EmbeddingSpace, ProbeResult
 from krossfuse.probes.few_shot import ridge_grid
@@ -51,7 +52,7 @@ def unit(x: torch.Tensor) -> np.ndarray:
 def accuracies(result: ProbeResult) -> dict[tuple[int, str, int], float]:
     return {
         (f.protocol["shots"], f.protocol["form"], f.protocol["subset_seed"]): f.value
-        for f in result.figures
+        for f in result.measurements
         if f.metric == "accuracy" and f.label_set == "class"
     }
 
@@ -114,7 +115,7 @@ def test_regularisation_is_chosen_on_the_validation_shots() -> None:
     probe = FewShot(shots=[4], n_seeds=3, forms=["I"], classifier="ridge", grid=[1e-3, 1.0, 1e3])
     labels = space.info.label_sets["class"].labels
     result = probe.evaluate(space, seed=0)
-    chosen = {f.protocol["subset_seed"]: f.protocol for f in result.figures if f.label_set == "class"}
+    chosen = {f.protocol["subset_seed"]: f.protocol for f in result.measurements if f.label_set == "class"}
     for subset in probe.subsets(space, "class"):
         best = max(
             RidgeClassifier(alpha=1 / C)
@@ -137,20 +138,20 @@ def test_captions_of_the_shots_can_be_the_texts() -> None:
     probe = FewShot(
         shots=[2], n_seeds=1, forms=["I+T"], texts="captions", text_weight=None, classifier="ridge", grid=[1.0]
     )
-    (figure, _) = [f for f in probe.evaluate(space, seed=0).figures if f.label_set == "class"]
+    (measurement, _) = [f for f in probe.evaluate(space, seed=0).measurements if f.label_set == "class"]
     (subset,) = probe.subsets(space, "class")
     labels = space.info.label_sets["class"].labels
     y = labels["train"][subset.train].numpy()
     texts = unit(space[Part("train", "text")][subset.train])
     theirs = RidgeClassifier(alpha=1.0).fit(np.concatenate([unit(space[TRAIN][subset.train]), texts]), [*y, *y])
-    assert figure.value == pytest.approx(theirs.score(unit(space[TEST]), labels["test"].numpy()))
-    assert figure.protocol["n_texts"] == 8
+    assert measurement.value == pytest.approx(theirs.score(unit(space[TEST]), labels["test"].numpy()))
+    assert measurement.protocol["n_texts"] == 8
 
 
 def test_label_sets_without_enough_items_are_left_out_unless_named() -> None:
     space = make_space()
     result = FewShot(shots=[1, 16], n_seeds=1, classifier="ridge").evaluate(space, seed=0)
-    assert {f.label_set for f in result.figures} == {"class"}
+    assert {f.label_set for f in result.measurements} == {"class"}
     with pytest.raises(DataError, match=r"'ant' \(label 0\) has 2 train items, but 16 shots need 16"):
         FewShot(shots=[16], label_sets=["rare"], forms=["I"]).evaluate(space, seed=0)
 
@@ -159,7 +160,7 @@ def test_forms_need_their_texts() -> None:
     space = make_space()
     images = replace(space, parts={part: x for part, x in space.parts.items() if part.modality == "image"})
     result = FewShot(shots=[1], n_seeds=1, classifier="ridge").evaluate(images, seed=0)
-    assert {f.protocol["form"] for f in result.figures} == {"I"}
+    assert {f.protocol["form"] for f in result.measurements} == {"I"}
     assert not FewShot(forms=["T"]).applies(images)
     assert not FewShot().applies(replace(space, parts={PROMPTS: space[PROMPTS]}))
 

@@ -5,8 +5,9 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import Part
 from krossfuse.probes import KernelProbe, LinearProbe, RidgeProbe
 from krossfuse.probes.base import EmbeddingSpace, ProbeResult
 
@@ -39,7 +40,7 @@ def make_space(*, rings: bool = False) -> EmbeddingSpace:
 def values(result: ProbeResult, classifier: str = "") -> dict[tuple[str, str], float]:
     return {
         (f.label_set, f.metric): f.value
-        for f in result.figures
+        for f in result.measurements
         if not classifier or f.protocol["classifier"] == classifier
     }
 
@@ -53,9 +54,9 @@ def test_on_a_linear_kernel_it_is_the_linear_and_the_ridge_probe(selection: str)
     ridge = RidgeProbe(grid=grid, selection=selection).evaluate(space, seed=2)
     assert values(dual, "kernel logistic") == pytest.approx(values(linear), abs=1e-6)
     assert values(dual, "kernel ridge") == pytest.approx(values(ridge), abs=1e-6)
-    chosen = {(f.label_set, f.protocol.get("C"), f.protocol.get("alpha")) for f in dual.figures}
+    chosen = {(f.label_set, f.protocol.get("C"), f.protocol.get("alpha")) for f in dual.measurements}
     assert chosen == {
-        (f.label_set, f.protocol.get("C"), f.protocol.get("alpha")) for f in linear.figures + ridge.figures
+        (f.label_set, f.protocol.get("C"), f.protocol.get("alpha")) for f in linear.measurements + ridge.measurements
     }
 
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import Part
 from krossfuse.probes import KNN
-from krossfuse.probes.base import EmbeddingSpace, Figure, ProbeResult
+from krossfuse.probes.base import EmbeddingSpace, Measurement, ProbeResult
 from krossfuse.probes.knn import nearest, vote
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -29,8 +30,8 @@ def make_space(seed: int = 0, dim: int = 6) -> EmbeddingSpace:
     return EmbeddingSpace(DatasetInfo("toy", {}, {"class": LabelSet(CLASSES, labels)}), parts)
 
 
-def figure(result: ProbeResult, metric: str, split: str = "test") -> Figure:
-    (one,) = [f for f in result.figures if f.metric == metric and f.protocol["split"] == split]
+def measurement(result: ProbeResult, metric: str, split: str = "test") -> Measurement:
+    (one,) = [f for f in result.measurements if f.metric == metric and f.protocol["split"] == split]
     return one
 
 
@@ -45,7 +46,7 @@ def figure(result: ProbeResult, metric: str, split: str = "test") -> Figure:
 def test_parity_with_scikit_learn(seed: int, k: int, metric: str, temperature: float | None, block: int) -> None:
     space = make_space(seed)
     probe = KNN(ks=[k], metric=metric, temperature=temperature, refit=False, block_rows=block)  # type: ignore[arg-type]
-    ours = figure(probe.evaluate(space, seed=0), "accuracy")
+    ours = measurement(probe.evaluate(space, seed=0), "accuracy")
 
     def weigh(distances: np.ndarray) -> np.ndarray:
         assert temperature is not None
@@ -71,7 +72,7 @@ def test_k_is_chosen_on_validation_and_the_gallery_refitted() -> None:
         theirs.fit(space[Part("train", "image")].numpy(), labels["train"].numpy())
         by_hand[k] = theirs.score(space[Part("val", "image")].numpy(), labels["val"].numpy())
     result = KNN(ks=[20, 1, 5], temperature=None).evaluate(space, seed=0)
-    protocol = figure(result, "accuracy").protocol
+    protocol = measurement(result, "accuracy").protocol
     assert protocol["selected_k"] == max(by_hand, key=lambda k: by_hand[k])
     assert protocol["val_accuracy"] == pytest.approx(max(by_hand.values()))
     assert protocol["n_train"] == 90
@@ -81,12 +82,12 @@ def test_k_is_chosen_on_validation_and_the_gallery_refitted() -> None:
     )
     keep = labels["test"] >= 0
     expected = one.score(space[Part("test", "image")][keep].numpy(), labels["test"][keep].numpy())
-    assert figure(result, "1nn_accuracy").value == pytest.approx(expected)
+    assert measurement(result, "1nn_accuracy").value == pytest.approx(expected)
 
 
 def test_extra_splits_use_the_same_gallery() -> None:
     result = KNN(extra_splits=["test_far"]).evaluate(make_space(), seed=0)
-    assert figure(result, "accuracy", "test_far").protocol["n_test"] == 20
+    assert measurement(result, "accuracy", "test_far").protocol["n_test"] == 20
 
 
 def test_equal_neighbours_keep_the_order_of_the_gallery() -> None:
@@ -111,7 +112,7 @@ def test_bad_input_is_named() -> None:
     no_val = {p: x for p, x in space.parts.items() if p.split != "val"}
     with pytest.raises(DataError, match="give one k"):
         KNN().evaluate(replace(space, parts=no_val), seed=0)
-    assert KNN(ks=[1]).evaluate(replace(space, parts=no_val), seed=0).figures
+    assert KNN(ks=[1]).evaluate(replace(space, parts=no_val), seed=0).measurements
     broken = space[Part("train", "image")].clone()
     broken[7] = float("nan")
     with pytest.raises(DataError, match="row 7"):

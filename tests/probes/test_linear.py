@@ -10,10 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import Part
 from krossfuse.probes import LinearHead, LinearProbe
-from krossfuse.probes.base import EmbeddingSpace, Figure, ProbeResult
+from krossfuse.probes.base import EmbeddingSpace, Measurement, ProbeResult
 from krossfuse.probes.linear import mean_average_precision
 
 SIZES = {"train": 140, "val": 42, "test": 70, "test_far": 28}
@@ -45,13 +46,15 @@ def multilabel() -> LabelSet:
     return LabelSet(("low", "one", "high"), labels, multilabel=True)
 
 
-def one(result: ProbeResult, metric: str, name: str = "kind", modality: str = "image", split: str = "test") -> Figure:
-    (figure,) = [
+def one(
+    result: ProbeResult, metric: str, name: str = "kind", modality: str = "image", split: str = "test"
+) -> Measurement:
+    (measurement,) = [
         f
-        for f in result.figures
+        for f in result.measurements
         if (f.metric, f.label_set, f.modality, f.protocol["split"]) == (metric, name, modality, split)
     ]
-    return figure
+    return measurement
 
 
 def arrays(space: EmbeddingSpace, name: str, *splits: str) -> tuple[Any, Any]:
@@ -91,7 +94,7 @@ def test_both_modalities_and_further_splits() -> None:
     assert set(result.heads) == {"kind/image", "kind/text", "coarse/image", "coarse/text"}
     assert one(result, "accuracy", modality="text").value > 0.5
     assert one(result, "accuracy", split="test_far").protocol["n_test"] == 28
-    assert {f.protocol["split"] for f in result.figures if f.label_set == "coarse"} == {"test"}
+    assert {f.protocol["split"] for f in result.measurements if f.label_set == "coarse"} == {"test"}
     head = result.heads["kind/image"]
     copy = LinearHead(torch.zeros(K, 10), torch.zeros(K))
     copy.load_state_dict(head.state_dict())
@@ -108,7 +111,7 @@ def test_k_fold_needs_no_validation_split_and_no_refit_needs_no_joining() -> Non
     assert one(result, "accuracy").protocol["n_train"] == 131
     assert result.protocol["selection"] == "5-fold"
     again = folds.evaluate(without, seed=0)
-    assert [f.value for f in result.figures] == [f.value for f in again.figures]
+    assert [f.value for f in result.measurements] == [f.value for f in again.measurements]
     assert torch.equal(result.heads["kind/image"].weight, again.heads["kind/image"].weight)  # type: ignore[arg-type]
     plain = LinearProbe(grid=[10.0], refit=False, modalities=["image"], tol=1e-5).evaluate(space, seed=0)
     x, y = arrays(space, "kind", "train")
@@ -202,4 +205,4 @@ def test_a_memory_map_is_read_as_it_is(tmp_path: Path) -> None:
         mapped[part] = torch.from_numpy(array)
     whole = LinearProbe(grid=[1.0, 10.0]).evaluate(space, seed=0)
     blocked = LinearProbe(grid=[1.0, 10.0], block_rows=50).evaluate(EmbeddingSpace(space.info, mapped), seed=0)
-    assert [f.value for f in whole.figures] == [f.value for f in blocked.figures]
+    assert [f.value for f in whole.measurements] == [f.value for f in blocked.measurements]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part, Prompts
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
+from krossfuse.core.parts import Part
 from krossfuse.probes import OutOfDistribution, ZeroShot
-from krossfuse.probes.base import EmbeddingSpace, Figure, ProbeResult
+from krossfuse.probes.base import EmbeddingSpace, Measurement, ProbeResult
 
 SIZES = {"train": 90, "val": 30, "test": 60, "test_sketch": 45, "test_paint": 20}
 PROMPTS = Part.prompts("class", "plain")
@@ -33,9 +34,11 @@ def make_space() -> EmbeddingSpace:
     return EmbeddingSpace(info, parts)
 
 
-def figure(result: ProbeResult, form: str, split: str, metric: str = "accuracy") -> Figure:
+def measurement(result: ProbeResult, form: str, split: str, metric: str = "accuracy") -> Measurement:
     (one,) = [
-        f for f in result.figures if (f.metric, f.protocol["form"], f.protocol.get("split")) == (metric, form, split)
+        f
+        for f in result.measurements
+        if (f.metric, f.protocol["form"], f.protocol.get("split")) == (metric, form, split)
     ]
     return one
 
@@ -52,33 +55,33 @@ def test_the_linear_head_is_that_of_scikit_learn_on_every_split() -> None:
         return model.fit(np.concatenate([x[s] for s in splits]), np.concatenate([y[s] for s in splits]))
 
     val = {C: fit(C, "train").score(x["val"], y["val"]) for C in (0.01, 1.0)}
-    C = figure(result, "linear", "test").protocol["C"]
+    C = measurement(result, "linear", "test").protocol["C"]
     assert val[C] == max(val.values())
     model = fit(C, "train", "val")
     for split in ("test", "test_sketch", "test_paint"):
         keep = y[split] >= 0
         theirs = model.score(x[split][keep], y[split][keep])
-        assert figure(result, "linear", split).value == pytest.approx(theirs)
+        assert measurement(result, "linear", split).value == pytest.approx(theirs)
     head = result.heads["class/image/linear"]
     own = (head(space[Part("test", "image")]).argmax(1) == labels["test"]).float().mean()
-    assert figure(result, "linear", "test").value == pytest.approx(float(own))
+    assert measurement(result, "linear", "test").value == pytest.approx(float(own))
 
 
 def test_the_zero_shot_head_is_the_zero_shot_probe() -> None:
     space = make_space()
     result = OutOfDistribution(heads=["zero_shot"]).evaluate(space, seed=0)
     alone = ZeroShot(extra_splits=["test_sketch", "test_paint"]).evaluate(space, seed=0)
-    for f in alone.figures:
-        assert figure(result, "zero_shot", f.protocol["split"], f.metric).value == f.value
+    for f in alone.measurements:
+        assert measurement(result, "zero_shot", f.protocol["split"], f.metric).value == f.value
 
 
 def test_the_mean_over_shifted_splits_leaves_the_own_test_split_out() -> None:
     result = OutOfDistribution().evaluate(make_space(), seed=0)
     for form in ("linear", "zero_shot"):
-        (mean,) = [f for f in result.figures if f.metric == "shifted_accuracy" and f.protocol["form"] == form]
-        away = [figure(result, form, split).value for split in ("test_sketch", "test_paint")]
+        (mean,) = [f for f in result.measurements if f.metric == "shifted_accuracy" and f.protocol["form"] == form]
+        away = [measurement(result, form, split).value for split in ("test_sketch", "test_paint")]
         assert mean.value == pytest.approx(sum(away) / 2)
-        assert mean.value < figure(result, form, "test").value
+        assert mean.value < measurement(result, form, "test").value
 
 
 def test_bad_input_is_named() -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from krossfuse.data.base import DatasetInfo, Part
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo
+from krossfuse.core.parts import Part
 from krossfuse.probes import Retrieval
 from krossfuse.probes.base import EmbeddingSpace, ProbeResult
 from krossfuse.probes.retrieval import retrieval_ranks
@@ -28,7 +29,7 @@ def make_space(seed: int = 0, n_images: int = 30, n_texts: int = 70, dim: int = 
 
 
 def value(result: ProbeResult, metric: str, direction: str) -> float:
-    (one,) = [f.value for f in result.figures if (f.metric, f.modality) == (metric, direction)]
+    (one,) = [f.value for f in result.measurements if (f.metric, f.modality) == (metric, direction)]
     return one
 
 
@@ -102,16 +103,16 @@ def test_exact_alignment_ranks_as_the_cross_modal_encoder(C: float) -> None:
         parts[part] = torch.cat([C**0.5 * unit, *(both if part is IMAGES else both[::-1])], dim=1)
     alone = Retrieval(similarity="cosine").evaluate(space, seed=0)
     fused = Retrieval().evaluate(replace(space, parts=parts), seed=0)
-    assert [f.value for f in alone.figures] == [f.value for f in fused.figures]
+    assert [f.value for f in alone.measurements] == [f.value for f in fused.measurements]
 
 
 def test_items_behind_a_recall_are_kept() -> None:
     space = make_space()
-    for figure in Retrieval().evaluate(space, seed=0).figures:
-        if figure.metric != "median_rank":
-            assert figure.per_item is not None
-            assert len(figure.per_item) == figure.protocol["n_test"]
-            assert float(figure.per_item.mean()) == pytest.approx(figure.value, abs=1e-6)
+    for measurement in Retrieval().evaluate(space, seed=0).measurements:
+        if measurement.metric != "median_rank":
+            assert measurement.per_item is not None
+            assert len(measurement.per_item) == measurement.protocol["n_test"]
+            assert float(measurement.per_item.mean()) == pytest.approx(measurement.value, abs=1e-6)
 
 
 def test_bad_input_is_named() -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from sklearn.linear_model import RidgeClassifier
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part
-from krossfuse.errors import ConfigError
+from krossfuse.core.errors import ConfigError
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import Part
 from krossfuse.probes import RidgeProbe
 from krossfuse.probes.base import EmbeddingSpace
 
@@ -43,7 +44,7 @@ def test_every_set_is_scored_as_by_scikit_learn(dim: int) -> None:
         return torch.cat([space[Part(s, "image")] for s in splits])[y >= 0].double(), y[y >= 0]
 
     for name in ("kind", "hidden", "pair"):
-        (found,) = [f for f in result.figures if (f.metric, f.label_set) == ("accuracy", name)]
+        (found,) = [f for f in result.measurements if (f.metric, f.label_set) == ("accuracy", name)]
         scores = [RidgeClassifier(alpha=a).fit(*data(name, "train")).score(*data(name, "val")) for a in grid]
         alpha = found.protocol["alpha"]
         assert scores[grid.index(alpha)] == max(scores) == pytest.approx(found.protocol["selection_score"])
@@ -55,7 +56,7 @@ def test_every_set_is_scored_as_by_scikit_learn(dim: int) -> None:
         own = torch.from_numpy(model.decision_function(x))
         mine = scores_of_head[:, 1] if name == "pair" else scores_of_head
         torch.testing.assert_close(mine.double(), own, atol=1e-4, rtol=0)
-    (tags,) = [f for f in result.figures if f.label_set == "tags"]
+    (tags,) = [f for f in result.measurements if f.label_set == "tags"]
     assert tags.metric == "mean_average_precision"
     assert tags.value > 0.6
 
@@ -65,7 +66,7 @@ def test_k_fold() -> None:
         make_space(20), seed=1
     )
     assert result.protocol["selection"] == "3-fold"
-    assert result.figures[0].protocol["n_train"] == 120
+    assert result.measurements[0].protocol["n_train"] == 120
 
 
 def test_bad_configuration_is_refused() -> None:

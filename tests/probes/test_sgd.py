@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import Part
 from krossfuse.probes import LinearProbe, SGDProbe
 from krossfuse.probes.base import EmbeddingSpace
 
@@ -36,25 +37,25 @@ def probe(**more: object) -> SGDProbe:
 def test_it_comes_near_the_full_batch_probe_and_repeats_itself() -> None:
     space = make_space()
     result = probe().evaluate(space, seed=3)
-    exact = {(f.label_set, f.metric): f.value for f in LinearProbe().evaluate(space, seed=3).figures}
-    found = {(f.label_set, f.metric): f.value for f in result.figures}
+    exact = {(f.label_set, f.metric): f.value for f in LinearProbe().evaluate(space, seed=3).measurements}
+    found = {(f.label_set, f.metric): f.value for f in result.measurements}
     assert set(found) == set(exact)
     for key, value in found.items():
         assert value == pytest.approx(exact[key], abs=0.06), key
     again = probe().evaluate(space, seed=3)
     assert all(torch.equal(result.heads[k].weight, again.heads[k].weight) for k in result.heads)  # type: ignore[arg-type]
-    assert result.figures[0].protocol["learning_rate"] in (0.3, 3.0)
+    assert result.measurements[0].protocol["learning_rate"] in (0.3, 3.0)
 
 
 def test_the_scale_of_the_embeddings_does_not_matter() -> None:
     one = probe(label_sets=["kind"]).evaluate(make_space(), seed=0)
     other = probe(label_sets=["kind"]).evaluate(make_space(1000.0), seed=0)
-    assert [f.value for f in one.figures] == [f.value for f in other.figures]
+    assert [f.value for f in one.measurements] == [f.value for f in other.measurements]
 
 
 def test_a_rate_that_diverges_is_not_chosen() -> None:
     result = probe(learning_rates=[1.0, 1e30], label_sets=["kind"]).evaluate(make_space(), seed=0)
-    assert result.figures[0].protocol["learning_rate"] == 1.0
+    assert result.measurements[0].protocol["learning_rate"] == 1.0
 
 
 def test_bad_input_is_named() -> None:

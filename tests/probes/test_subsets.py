@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.probes.subsets import draw_few_shot
 
 CLASSES = ("ant", "bee", "cat")

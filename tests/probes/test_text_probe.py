@@ -7,10 +7,11 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet
+from krossfuse.core.parts import Part
 from krossfuse.probes import TextProbe
-from krossfuse.probes.base import EmbeddingSpace, Figure, ProbeResult
+from krossfuse.probes.base import EmbeddingSpace, Measurement, ProbeResult
 from krossfuse.probes.text_probe import k_folds
 
 SIZES = {"train": 90, "val": 20, "test": 40}
@@ -33,8 +34,8 @@ def unit(x: torch.Tensor) -> np.ndarray:
     return (x / x.norm(dim=1, keepdim=True)).numpy()
 
 
-def figures(result: ProbeResult, metric: str, label_set: str = "topic") -> list[Figure]:
-    return [f for f in result.figures if (f.metric, f.label_set) == (metric, label_set)]
+def measurements(result: ProbeResult, metric: str, label_set: str = "topic") -> list[Measurement]:
+    return [f for f in result.measurements if (f.metric, f.label_set) == (metric, label_set)]
 
 
 def test_folds_cover_every_labelled_row_once_and_are_stratified() -> None:
@@ -64,10 +65,10 @@ def test_every_fold_is_that_of_scikit_learn(label_set: str) -> None:
         model = LogisticRegression(C=3.0, tol=1e-8, max_iter=5000).fit(x[train], y.numpy()[train])
         hits[test.numpy()] = model.predict(x[test.numpy()]) == y.numpy()[test.numpy()]
         by_fold.append(float(hits[test.numpy()].mean()))
-    (accuracy,) = figures(result, "accuracy", label_set)
+    (accuracy,) = measurements(result, "accuracy", label_set)
     np.testing.assert_array_equal(accuracy.per_item.numpy(), hits[y.numpy() >= 0])  # type: ignore[union-attr]
-    assert [f.value for f in figures(result, "fold_accuracy", label_set)] == pytest.approx(by_fold)
-    assert [f.protocol["subset_seed"] for f in figures(result, "fold_accuracy", label_set)] == list(range(5))
+    assert [f.value for f in measurements(result, "fold_accuracy", label_set)] == pytest.approx(by_fold)
+    assert [f.protocol["subset_seed"] for f in measurements(result, "fold_accuracy", label_set)] == list(range(5))
     assert accuracy.protocol["fold_accuracies"] == pytest.approx(by_fold)
 
 
@@ -75,7 +76,7 @@ def test_official_splits_are_used_where_the_dataset_has_them() -> None:
     space = make_space("splits", noise=2.0)
     result = TextProbe(grid=[0.1, 10.0], tol=1e-6).evaluate(space, seed=0)
     assert result.protocol["evaluation"] == "splits"
-    assert not figures(result, "fold_accuracy")
+    assert not measurements(result, "fold_accuracy")
     labels = space.info.label_sets["topic"].labels
     keep = labels["train"] >= 0
     x = {s: unit(space[Part(s, "text")]) for s in SIZES}
@@ -85,7 +86,7 @@ def test_official_splits_are_used_where_the_dataset_has_them() -> None:
         model = LogisticRegression(C=C, tol=1e-8, max_iter=5000)
         return model.fit(np.concatenate([x[s] for s in splits]), np.concatenate([y[s].numpy() for s in splits]))
 
-    (accuracy,) = figures(result, "accuracy")
+    (accuracy,) = measurements(result, "accuracy")
     C = accuracy.protocol["selected_C"]
     scores = {c: fit(c, "train").score(x["val"], y["val"].numpy()) for c in (0.1, 10.0)}
     assert scores[C] == max(scores.values())
@@ -96,7 +97,7 @@ def test_official_splits_are_used_where_the_dataset_has_them() -> None:
 def test_the_seed_decides_the_folds() -> None:
     space = make_space(noise=2.0)
     a, b, c = (TextProbe().evaluate(space, seed=seed) for seed in (0, 0, 1))
-    assert [f.value for f in a.figures] == [f.value for f in b.figures] != [f.value for f in c.figures]
+    assert [f.value for f in a.measurements] == [f.value for f in b.measurements] != [f.value for f in c.measurements]
 
 
 def test_bad_input_is_named() -> None:

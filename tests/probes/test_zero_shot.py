@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch import Tensor
 
-from krossfuse.data.base import DatasetInfo, LabelSet, Part, Prompts
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
+from krossfuse.core.parts import Part
 from krossfuse.probes import ZeroShot, ZeroShotHead
-from krossfuse.probes.base import EmbeddingSpace, Figure, ProbeResult
+from krossfuse.probes.base import EmbeddingSpace, Measurement, ProbeResult
 from krossfuse.probes.zero_shot import decide
 
 IMAGES = Part("test", "image")
@@ -46,8 +47,8 @@ def make_space(seed: int = 0, n: int = 200, dim: int = 16) -> EmbeddingSpace:
     return EmbeddingSpace(info, parts)
 
 
-def figure(result: ProbeResult, metric: str, prompt_set: str = "photo") -> Figure:
-    (one,) = [f for f in result.figures if f.metric == metric and f.protocol["prompt_set"] == prompt_set]
+def measurement(result: ProbeResult, metric: str, prompt_set: str = "photo") -> Measurement:
+    (one,) = [f for f in result.measurements if f.metric == metric and f.protocol["prompt_set"] == prompt_set]
     return one
 
 
@@ -76,14 +77,14 @@ def test_figures_against_scikit_learn() -> None:
     y = labels[keep].numpy()
     scores = (unit(space[IMAGES].double()) @ unit(class_texts(space)).T)[keep].numpy()
     predicted = scores.argmax(1)
-    assert figure(result, "accuracy").value == pytest.approx((predicted == y).mean())
-    assert figure(result, "top5_accuracy").value == pytest.approx(top_k_accuracy_score(y, scores, k=5))
-    assert figure(result, "mean_per_class_accuracy").value == pytest.approx(balanced_accuracy_score(y, predicted))
-    per_item = figure(result, "accuracy").per_item
+    assert measurement(result, "accuracy").value == pytest.approx((predicted == y).mean())
+    assert measurement(result, "top5_accuracy").value == pytest.approx(top_k_accuracy_score(y, scores, k=5))
+    assert measurement(result, "mean_per_class_accuracy").value == pytest.approx(balanced_accuracy_score(y, predicted))
+    per_item = measurement(result, "accuracy").per_item
     assert per_item is not None
     np.testing.assert_array_equal(per_item.numpy(), predicted == y)
-    assert figure(result, "accuracy").protocol["templates"] == ["a photo of a {}."]
-    assert figure(result, "accuracy").protocol["n_test"] == int(keep.sum())
+    assert measurement(result, "accuracy").protocol["templates"] == ["a photo of a {}."]
+    assert measurement(result, "accuracy").protocol["n_test"] == int(keep.sum())
 
 
 def test_similarities_are_averaged_when_asked() -> None:
@@ -100,7 +101,7 @@ def test_an_ensemble_pools_the_texts_of_its_members() -> None:
     assert isinstance(head, ZeroShotHead)
     pooled = (3 * class_texts(space, "photo") + class_texts(space, "plain")) / 4
     torch.testing.assert_close(head.weight, unit(pooled))
-    assert figure(result, "accuracy", "photo+plain").protocol["templates"] == ["a photo of a {}.", "{}"]
+    assert measurement(result, "accuracy", "photo+plain").protocol["templates"] == ["a photo of a {}.", "{}"]
 
 
 @pytest.mark.parametrize("C", [1e-3, 1.0, 1e3])
@@ -114,9 +115,9 @@ def test_exact_alignment_decides_as_the_cross_modal_encoder(C: float, average: s
     reference = ZeroShot(average=average, similarity="cosine").evaluate(space, seed=0)  # type: ignore[arg-type]
     aligned = exact_alignment(space, C, text_expert=text_expert)
     fused = ZeroShot(average=average).evaluate(aligned, seed=0)  # type: ignore[arg-type]
-    assert figure(fused, "agreement").value == 1.0
-    assert figure(fused, "agreement", "plain").value == 1.0
-    assert torch.equal(figure(reference, "accuracy").per_item, figure(fused, "accuracy").per_item)  # type: ignore[arg-type]
+    assert measurement(fused, "agreement").value == 1.0
+    assert measurement(fused, "agreement", "plain").value == 1.0
+    assert torch.equal(measurement(reference, "accuracy").per_item, measurement(fused, "accuracy").per_item)  # type: ignore[arg-type]
     head = fused.heads["class/photo"]
     assert isinstance(head, ZeroShotHead)
     assert 6 not in head.decide(aligned[IMAGES])
@@ -129,7 +130,7 @@ def test_neither_blocks_nor_scale_change_a_decision(seed: int, block: int, scale
     scaled = replace(space, parts={part: scale * x for part, x in space.parts.items()})
     a = ZeroShot().evaluate(space, seed=0)
     b = ZeroShot(block_rows=block).evaluate(scaled, seed=7)
-    assert [f.value for f in a.figures] == [f.value for f in b.figures]
+    assert [f.value for f in a.measurements] == [f.value for f in b.measurements]
 
 
 def test_ties_go_to_the_lowest_class() -> None:
@@ -143,7 +144,7 @@ def test_extra_splits_are_tested_by_the_same_head() -> None:
     info = replace(space.info, label_sets={"class": replace(label_set, labels=labels)})
     parts = {**space.parts, Part("test_sketch", "image"): class_texts(space).float()}
     result = ZeroShot(extra_splits=["test_sketch"], prompt_sets=["photo"]).evaluate(EmbeddingSpace(info, parts), seed=0)
-    shifted = [f for f in result.figures if f.metric == "accuracy" and f.protocol["split"] == "test_sketch"]
+    shifted = [f for f in result.measurements if f.metric == "accuracy" and f.protocol["split"] == "test_sketch"]
     assert [f.value for f in shifted] == [1.0]
     with pytest.raises(DataError, match="test_paint"):
         ZeroShot(extra_splits=["test_paint"]).evaluate(space, seed=0)

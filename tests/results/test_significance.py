@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from krossfuse.errors import ConfigError, DataError
+from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.results.significance import bootstrap_differences, compare, compare_all, holm, mcnemar
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from krossfuse.errors import DataError
+from krossfuse.core.errors import DataError
 from krossfuse.results.records import ResultsError
 from krossfuse.results.snapshot import (
     KernelSnapshot,

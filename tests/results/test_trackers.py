@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from krossfuse.errors import ConfigError
+from krossfuse.core.errors import ConfigError
 from krossfuse.results.records import Record, read_run
 from krossfuse.results.trackers import CsvTracker, NoTracker, Tracker, WandbTracker, metric_key
 

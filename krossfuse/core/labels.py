@@ -1,39 +1,14 @@
-"""What a dataset is: items by part, label sets, prompts and captions, behind one DataModule base.
-
-This module's dataclasses are what every later room sees of a dataset; they import torch only.
-"""
+"""What is known of a dataset but its items: label sets, class texts, captions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-Modality = Literal["image", "text"]
-MODALITIES: tuple[Modality, ...] = ("image", "text")
-TRAIN, VAL, TEST = "train", "val", "test"
-SPLITS = (TRAIN, VAL, TEST)
-
-
-@dataclass(frozen=True, order=True)
-class Part:
-    """One homogeneous list of items: a split (or a prompt list) in one modality.
-
-    ``split`` is ``train``, ``val``, ``test`` (a dataset may add others), or ``prompts/<label set>/<prompt set>``.
-    """
-
-    split: str
-    modality: Modality
-
-    def __str__(self) -> str:
-        return f"{self.split}:{self.modality}"
-
-    @staticmethod
-    def prompts(label_set: str, prompt_set: str) -> Part:
-        """Return the text part that holds the class texts of ``label_set`` under ``prompt_set``."""
-        return Part(f"prompts/{label_set}/{prompt_set}", "text")
+from krossfuse.core.parts import Part
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from krossfuse.results.aggregate import aggregate
-from krossfuse.results.records import Record, RunWriter, read_runs
-from krossfuse.results.reference import folder, paper_beside_measured, paper_figures
-from krossfuse.results.tables import (
+from krossfuse.report.reference import folder, paper_beside_measured, paper_figures
+from krossfuse.report.tables import (
     Board,
     Column,
     Row,
@@ -21,6 +19,8 @@ from krossfuse.results.tables import (
     markdown_table,
     print_boards,
 )
+from krossfuse.results.aggregate import aggregate
+from krossfuse.results.records import Record, RunWriter, read_runs
 
 
 def board_of(path: Path) -> Board:

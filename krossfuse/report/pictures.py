@@ -23,10 +23,10 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 from numpy.typing import NDArray
 from scipy import stats
 
-from krossfuse.errors import check_choice
+from krossfuse.core.errors import check_choice
+from krossfuse.report.tables import PARENT, Board, Column, Row, is_few_shot, is_percent
 from krossfuse.results.records import Run
 from krossfuse.results.snapshot import KernelSnapshot, load_snapshot
-from krossfuse.results.tables import PARENT, Board, Column, Row, is_few_shot, is_percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from krossfuse.results.tables import Board, Column, Row, format_value
+from krossfuse.report.tables import Board, Column, Row, format_value
 
 SOURCE = "arXiv 2506.08645 v2"
 

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from krossfuse.results.aggregate import aggregate
-from krossfuse.results.figures import (
+from krossfuse.report.pictures import (
     STYLE,
     Shot,
     _distances,
@@ -29,9 +28,10 @@ from krossfuse.results.figures import (
     tsne,
     umap,
 )
+from krossfuse.report.tables import Board, boards
+from krossfuse.results.aggregate import aggregate
 from krossfuse.results.records import read_runs
 from krossfuse.results.snapshot import KernelSnapshot
-from krossfuse.results.tables import Board, boards
 
 
 def board_of(path: Path) -> Board:

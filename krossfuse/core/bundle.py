@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from krossfuse.data.base import DatasetInfo, Part
-from krossfuse.errors import DataError, did_you_mean
+from krossfuse.core.errors import DataError, did_you_mean
+from krossfuse.core.labels import DatasetInfo
+from krossfuse.core.parts import Part
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from krossfuse.errors import ConfigError
+from krossfuse.core.errors import ConfigError
+from krossfuse.report.page import main, report
 from krossfuse.results.records import ResultsError, RunWriter
-from krossfuse.results.report import main, report
 from krossfuse.results.snapshot import make_snapshot, save_snapshot
 
 

@@ -14,13 +14,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
-from krossfuse.errors import check_choice
-from krossfuse.results.aggregate import CONDITIONS, SUBSET, aggregate
-from krossfuse.results.figures import FORMATS as PICTURES
-from krossfuse.results.figures import KINDS, OPTIONAL, save_figures
-from krossfuse.results.records import ResultsError, Run, read_runs
-from krossfuse.results.reference import SOURCE, paper_beside_measured
-from krossfuse.results.tables import (
+from krossfuse.core.errors import check_choice
+from krossfuse.report.pictures import FORMATS as PICTURES
+from krossfuse.report.pictures import KINDS, OPTIONAL, save_figures
+from krossfuse.report.reference import SOURCE, paper_beside_measured
+from krossfuse.report.tables import (
     Board,
     Column,
     boards,
@@ -35,6 +33,8 @@ from krossfuse.results.tables import (
     print_boards,
     print_frame,
 )
+from krossfuse.results.aggregate import CONDITIONS, SUBSET, aggregate
+from krossfuse.results.records import ResultsError, Run, read_runs
 
 FORMATS = ("terminal", "csv", "md", "html", *PICTURES)
 DEFAULT_FORMATS = ("terminal", "csv", "md", "html", "png")

@@ -1,0 +1,1 @@
+"""Tables, pictures and pages from results; computes no measurement of its own."""
