@@ -1,0 +1,101 @@
+"""The one place where Lightning Trainers are made: extraction, fusing, trained baselines, heads, pre-training."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from krossfuse.core.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from pytorch_lightning import Callback, Trainer
+    from pytorch_lightning.loggers import Logger
+
+FIXED: dict[str, Any] = {"enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False}
+"""What every Trainer has in common, unless the caller says otherwise."""
+
+
+class TrainerFactory:
+    """Makes every Trainer of a run from the user's options (``trainer=``) and the run's tracker (``logger=``).
+
+    Lightning is imported by the first Trainer, not before.
+
+    Args:
+        options: keyword arguments of ``pytorch_lightning.Trainer``: accelerator, devices, precision, ...
+        logger: gives the Lightning logger of the open tracker run, or False; asked when something is trained.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Any] | None = None,
+        *,
+        logger: Callable[[], Logger | Literal[False]] | None = None,
+    ) -> None:
+        self.options = dict(options or {"accelerator": "cpu", "devices": 1})
+        self._logger = logger
+
+    def __call__(
+        self, *, callbacks: Sequence[Callback] = (), log: bool = False, one_device: bool = True, **fixed: Any
+    ) -> Trainer:
+        """Return a Trainer.
+
+        Args:
+            callbacks: in addition to the user's own.
+            log: whether its metrics go to the run's tracker (a training); a prediction has none.
+            one_device: on one device, whatever ``devices`` says, so that batches stay in order and results do not
+                depend on the number of devices.
+            fixed: what the work at hand needs (``max_epochs``, ...); it wins over the user's options.
+
+        Raises:
+            ConfigError: Lightning refuses the options, or does not know one; the message names them.
+        """
+        from pytorch_lightning import Trainer
+
+        known = inspect.signature(Trainer.__init__).parameters
+        for name in self.options:
+            if name not in known:
+                raise ConfigError(f"trainer has no option {name!r}{did_you_mean(name, known)}")
+        every = {**FIXED, **self.options, "logger": self._logger() if log and self._logger else False, **fixed}
+        every["callbacks"] = [*(self.options.get("callbacks") or []), *callbacks]
+        if one_device:
+            chosen = self.options.get("devices", 1)
+            every["devices"] = chosen if isinstance(chosen, list) and len(chosen) == 1 else 1
+            every["strategy"], every["num_nodes"] = "auto", 1
+        try:
+            with quiet():
+                return Trainer(**every)
+        except Exception as error:  # Lightning's own MisconfigurationException is a plain Exception
+            raise ConfigError(f"trainer={self.options}: {error}") from error
+
+    @property
+    def device(self) -> torch.device:
+        """The device that work on one device runs on.
+
+        Raises:
+            ConfigError: there is no such accelerator here.
+        """
+        device: torch.device = self().strategy.root_device
+        return device
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning's remarks on hardware and loaders, which a user of features can do nothing about."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
