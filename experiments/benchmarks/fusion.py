@@ -116,7 +116,7 @@ class Entry:
 
 def openmoji(limit: int | None) -> FeatureBundle:
     """Return OpenMoji's features under the bundled image pair, from the store."""
-    from krossfuse.app import cache_dir
+    from krossfuse.app.paths import cache_dir
     from krossfuse.data.openmoji import OpenMoji
     from krossfuse.encoders.bundled import EfficientNetLite0, OpenMojiCLIP
     from krossfuse.encoders.pair import Pair

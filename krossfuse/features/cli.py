@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _default_root() -> str:
-    from krossfuse.app import cache_dir
+    from krossfuse.app.paths import cache_dir
 
     return os.environ.get("KROSSFUSE_STORE") or cache_dir("features")
 
