@@ -185,7 +185,7 @@ def fuse_rows(
         DataError: the features do not fit the method.
 
     Examples:
-        >>> from krossfuse.fusion.baselines import PCAConcatenation
+        >>> from krossfuse.fusion.methods import PCAConcatenation
         >>> x = {"cross_modal": torch.randn(10, 4), "dino": torch.randn(10, 6)}
         >>> method = PCAConcatenation(inputs=InputSpec(cross_modal=4, image_experts={"dino": 6}), dim=3)
         >>> tuple(fuse_rows(method.fit(image=x), "image", x, block_rows=4).shape)

@@ -18,7 +18,7 @@ from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import TEST, Part
 from krossfuse.encoders.base import EncoderModule
 from krossfuse.fusion.base import InputSpec
-from krossfuse.fusion.baselines import PCAConcatenation
+from krossfuse.fusion.methods import PCAConcatenation
 from krossfuse.fusion.module import Batch, FusionModule
 from krossfuse.fusion.stream import fit_method, fuse_bundle, fuse_rows, fuse_to_file, inputs_of, kernel_of
 
@@ -194,7 +194,7 @@ def test_inputs_of_a_bundle(toy_bundle: FeatureBundle) -> None:
 
 
 def test_kernel_of_rows_of_parts(toy_bundle: FeatureBundle) -> None:
-    from krossfuse.fusion.baselines import AverageKernel
+    from krossfuse.fusion.methods import AverageKernel
 
     assert kernel_of(fit_method(pca(), toy_bundle), toy_bundle) is None
     method = AverageKernel(inputs=IMAGE_ONLY, missing="zeros")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
+from krossfuse.core.errors import ConfigError, DimensionError, NotFittedError, check_choice, check_positive
 from krossfuse.core.parts import MODALITIES, Modality
 from krossfuse.fusion.base import Features, FusionMethod, InputSpec
+from krossfuse.fusion.methods.principal import principal_axes
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -35,6 +36,7 @@ class PostProcess(FusionMethod):
         ConfigError: a bad value; ``DimensionError`` where ``pca_dim`` is larger than the method's dimension.
     """
 
+    title = "Post-processed"
     fitted_buffers = ("mean", "axes")
     mean: Tensor
     axes: Tensor
@@ -64,6 +66,7 @@ class PostProcess(FusionMethod):
             check_choice("dtype", dtype, DTYPES)
         self.pca_dim, self.centre, self.normalise, self.dtype = pca_dim, centre, normalise, dtype
         self.deterministic, self.trained = self.method.deterministic, self.method.trained
+        self.title = f"{self.method.title}, post-processed"
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("axes", torch.empty(0, 0))
 
@@ -123,6 +126,7 @@ class PostProcess(FusionMethod):
         """Return the method's description with the final ``dim`` and what was done after fusion."""
         return {
             **self.method.describe(),
+            "title": self.title,
             "dim": self.out_dim,
             "fused_dim": self.method.out_dim,
             "pca_dim": self.pca_dim,
@@ -130,52 +134,3 @@ class PostProcess(FusionMethod):
             "normalise": self.normalise,
             "dtype": self.dtype,
         }
-
-
-def principal_axes(blocks: Callable[[], Iterable[Tensor]], *, n: int, k: int, centre: bool) -> tuple[Tensor, Tensor]:
-    """Return the mean and the first principal axes of rows that come in blocks.
-
-    Works on the smaller side: the (d, d) second moment, added up block by block, or the (n, n) Gram matrix; in
-    float64. Each axis has its largest component positive, so the result does not depend on the solver's signs.
-
-    Args:
-        blocks: gives the rows again at each call, in blocks (rows, d).
-        n: number of rows.
-        k: number of axes.
-        centre: whether the mean is subtracted; otherwise the returned mean is zero.
-
-    Returns:
-        mean (d,) and axes (d, k), in the rows' dtype and on their device; an axis beyond the rank is zero.
-
-    Raises:
-        DataError: ``k`` is larger than the number of rows (less one, when centred).
-
-    Examples:
-        >>> x = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0]])
-        >>> principal_axes(lambda: [x], n=3, k=1, centre=False)[1].flatten().tolist()
-        [1.0, 0.0]
-    """
-    if k > n - centre:
-        raise DataError(f"{k} principal components need {k + centre} fit samples or more, got {n}")
-    first = next(iter(blocks()))
-    d = first.shape[1]
-    total = torch.zeros(d, dtype=torch.float64, device=first.device)
-    if d <= n:
-        second = torch.zeros(d, d, dtype=torch.float64, device=first.device)
-        for block in blocks():
-            x = block.double()
-            total += x.sum(0)
-            second += x.T @ x
-        mean = total / n if centre else torch.zeros_like(total)
-        axes = torch.linalg.eigh(second / n - torch.outer(mean, mean))[1].flip(1)[:, :k]
-    else:
-        x = torch.cat([block.double() for block in blocks()])
-        mean = x.mean(0) if centre else total
-        x = x - mean
-        values, vectors = torch.linalg.eigh(x @ x.T)
-        values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
-        inside = values > values[0] * n * torch.finfo(torch.float64).eps
-        axes = x.T @ (vectors * torch.where(inside, values.clamp_min(1e-300).rsqrt(), 0.0))
-    signs = torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
-    # Contiguous, as a state that was saved and loaded is: other strides can mean other last bits.
-    return mean.to(first), (axes * torch.where(signs == 0, 1.0, signs)).to(first).contiguous()
