@@ -35,8 +35,9 @@ _HOMES = {
         "RPKrossFuse",
         "UnimodalKrossFuse",
     ),
-    "krossfuse.fusion.module": ("FusionModule",),
-    "krossfuse.fusion.stream": ("fit_method", "fuse_bundle", "fuse_rows", "fuse_to_file", "inputs_of"),
+    "krossfuse.fusion.fit": ("fit_method",),
+    "krossfuse.fusion.module": ("FusionModule", "fuse_bundle", "fuse_rows", "fuse_to_file"),
+    "krossfuse.fusion.stream": ("inputs_of",),
     "krossfuse.fusion.transformer": ("KrossFuseTransformer",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

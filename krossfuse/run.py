@@ -28,6 +28,7 @@ from krossfuse.core.errors import (
     did_you_mean,
 )
 from krossfuse.core.parts import CROSS_MODAL, SPLITS, TEST, Part
+from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.embeddings import EmbeddingsFile
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.pair import Pair
@@ -189,14 +190,11 @@ def fuse(cfg: Plain, bundle: FeatureBundle, folder: Path | None) -> tuple[Fusion
     """
     method = make_method(cfg, inputs_of(bundle))
     options = cfg["fuse"]
-    module = FusionModule(method, block_rows=options["block_rows"])
+    module = FusionModule(method, trainers=TrainerFactory(cfg["trainer"]), block_rows=options["block_rows"])
     label_set = options["label_set"] or next(iter(bundle.info.label_sets), None)
     module.fit(bundle, label_set=label_set, seed=cfg["seed"])
-    on_cpu = cfg["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
     parts = module.fuse(
         bundle,
-        # On the CPU a plain loop gives the same bits and starts sooner.
-        trainer_options=None if on_cpu else {**cfg["trainer"], "devices": 1, "enable_progress_bar": False},
         memory_limit=options["memory_limit"],
         folder=None if folder is None else folder / "fused",
     )
@@ -210,8 +208,7 @@ def fuse(cfg: Plain, bundle: FeatureBundle, folder: Path | None) -> tuple[Fusion
         return gram
 
     reference = {part: roles[CROSS_MODAL] for part, roles in bundle.features.items() if CROSS_MODAL in roles}
-    has_kernel = type(method).kernel is not FusionMethod.kernel
-    return module, EmbeddingSpace(bundle.info, parts, kernel if has_kernel else None, reference)
+    return module, EmbeddingSpace(bundle.info, parts, kernel if method.has_kernel else None, reference)
 
 
 def records(

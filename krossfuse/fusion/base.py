@@ -87,7 +87,7 @@ class FusionMethod(nn.Module, ABC):
 
     @property
     def has_kernel(self) -> bool:
-        """Whether :meth:`kernel` gives an exact kernel; known before the fit."""
+        """Whether :meth:`kernel` gives an exact kernel, which is known before the fit."""
         return type(self).kernel is not FusionMethod.kernel
 
     def check_rows(self, rows: Mapping[Modality, int]) -> None:

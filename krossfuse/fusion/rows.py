@@ -13,8 +13,6 @@ from krossfuse.core.errors import DataError
 
 _SCAN_ROWS = 4096
 
-Features = dict[str, Tensor]
-
 
 class RowError(DataError):
     """Some rows of the features cannot be fused.
@@ -57,13 +55,16 @@ def of_role(role: str) -> Iterator[None]:
         raise
 
 
-def located(error: RowError, where: str, x: Tensor) -> DataError:
+def located(error: RowError, where: str, x: Tensor) -> DataError | None:
     """Return the error that says where all the bad rows stand in a whole part.
 
     Args:
         error: of some of its rows.
         where: the part's name.
         x: (n, dim) features of the part and of the error's role.
+
+    Returns:
+        None where no row of the part is bad.
     """
     bad, exact, first, count = 0, 0, -1, 0
     for rows in blocks(len(x), _SCAN_ROWS):
@@ -73,7 +74,7 @@ def located(error: RowError, where: str, x: Tensor) -> DataError:
         if first < 0 and bad:
             first = rows.start + int(mask.nonzero()[0])
     if not bad:
-        return DataError(f"{where}: {error}")
+        return None
     precision = str(error.dtype).removeprefix("torch.")
     reason = error.reason if exact else f"{error.reason} (in {precision}, whose range they leave)"
     of = "features" if error.role is None else f"features of {error.role!r}"

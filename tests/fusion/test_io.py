@@ -20,6 +20,7 @@ from krossfuse.core.errors import ConfigError, StoreError
 from krossfuse.core.parts import Part
 from krossfuse.fusion import io
 from krossfuse.fusion.base import FusionMethod, InputSpec
+from krossfuse.fusion.fit import fit_method
 from krossfuse.fusion.kernels import GaussianKernel
 from krossfuse.fusion.methods import (
     CCA,
@@ -31,7 +32,6 @@ from krossfuse.fusion.methods import (
     RPKrossFuse,
 )
 from krossfuse.fusion.sketches import KPoMRPSketch, SpectralSketch
-from krossfuse.fusion.stream import fit_method
 
 INPUTS = InputSpec(cross_modal=12, image_experts={"dino": 16})
 METHODS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import ConfigError, DataError, check_positive
 from krossfuse.core.parts import Modality
 from krossfuse.fusion.base import Features, FusionMethod
@@ -27,19 +28,16 @@ def gram(
     check_positive("block_rows", block_rows, integer=True)
     rows, columns = len(next(iter(a.values()))), len(next(iter(b.values())))
     result: Tensor | None = None
-    for i in range(0, rows, block_rows):
-        for j in range(0, columns, block_rows):
+    for i in blocks(rows, block_rows):
+        for j in blocks(columns, block_rows):
             block = method.kernel(
-                modality_a,
-                {role: x[i : i + block_rows] for role, x in a.items()},
-                modality_b,
-                {role: x[j : j + block_rows] for role, x in b.items()},
+                modality_a, {role: x[i] for role, x in a.items()}, modality_b, {role: x[j] for role, x in b.items()}
             )
             if block is None:
                 raise ConfigError(f"{type(method).__name__} has no exact kernel")
             if result is None:
                 result = block.new_empty(rows, columns)
-            result[i : i + block_rows, j : j + block_rows] = block
+            result[i, j] = block
     if result is None:
         raise DataError(f"a kernel matrix needs rows on both sides, got {rows} and {columns}")
     return result

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import ConfigError, DimensionError, NotFittedError, check_choice, check_positive
 from krossfuse.core.parts import MODALITIES, Modality
 from krossfuse.fusion.base import Features, FusionMethod, InputSpec
-from krossfuse.fusion.methods.principal import principal_axes
+from krossfuse.fusion.methods.principal import check_samples, principal_axes
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -102,8 +103,8 @@ class PostProcess(FusionMethod):
 
     @torch.no_grad()
     def _encode_blocks(self, modality: Modality, features: Features, size: int = 4096) -> Iterator[Tensor]:
-        for start in range(0, len(next(iter(features.values()))), size):
-            yield self.method.encode(modality, {role: x[start : start + size] for role, x in features.items()})
+        for rows in blocks(len(next(iter(features.values()))), size):
+            yield self.method.encode(modality, {role: x[rows] for role, x in features.items()})
 
     def encode(self, modality: Modality, features: Features) -> Tensor:
         """Fuse a batch, then reduce, normalise and convert it."""
@@ -116,11 +117,38 @@ class PostProcess(FusionMethod):
             fused = nn.functional.normalize(fused, dim=1)
         return fused if self.dtype is None else fused.to(DTYPES[self.dtype])
 
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the wrapped method has an exact kernel and no PCA changes what is approximated."""
+        return self.pca_dim is None and self.method.has_kernel
+
+    def check_rows(self, rows: Mapping[Modality, int]) -> None:
+        """Check the wrapped method's rows and the components'; see :meth:`FusionMethod.check_rows`."""
+        self.method.check_rows(rows)
+        if self.pca_dim is not None and any(m in rows for m in self.modalities):
+            check_samples(sum(rows.get(m, 0) for m in self.modalities), self.pca_dim, centre=self.centre)
+
     def kernel(self, modality_a: Modality, a: Features, modality_b: Modality, b: Features) -> Tensor | None:
-        """Return the wrapped method's exact kernel; None when a PCA or a normalisation changes what is approximated."""
-        if self.pca_dim is not None or self.normalise:
+        """Return the wrapped method's exact kernel, of unit vectors where ``normalise``: k(a, b)/√(k(a, a)·k(b, b)).
+
+        None where a PCA changes what is approximated.
+        """
+        if not self.has_kernel:
             return None
-        return self.method.kernel(modality_a, a, modality_b, b)
+        values = self.method.kernel(modality_a, a, modality_b, b)
+        if values is None or not self.normalise:
+            return values
+        return values / (self._norms(modality_a, a)[:, None] * self._norms(modality_b, b))
+
+    def _norms(self, modality: Modality, features: Features, size: int = 256) -> Tensor:
+        """Return √k(x, x) of each row."""
+        diagonals = []
+        for rows in blocks(len(next(iter(features.values()))), size):
+            few = {role: x[rows] for role, x in features.items()}
+            values = self.method.kernel(modality, few, modality, few)
+            assert values is not None
+            diagonals.append(values.diagonal())
+        return torch.cat(diagonals).clamp_min(0).sqrt()
 
     def describe(self) -> dict[str, Any]:
         """Return the method's description with the final ``dim`` and what was done after fusion."""
