@@ -62,10 +62,12 @@ class Order(Sampler[Rows]):
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def __iter__(self) -> Iterator[Rows]:
+        # Drawn when the first batch is asked for: a loader with workers makes two iterators an epoch, and walks one.
         if self.generator is None:
-            return iter(blocks(self.rows, self.size))
-        shuffled = torch.randperm(self.rows, generator=self.generator)
-        return (batch.sort().values for batch in torch.split(shuffled, self.size))
+            yield from blocks(self.rows, self.size)
+        else:
+            shuffled = torch.randperm(self.rows, generator=self.generator)
+            yield from (batch.sort().values for batch in torch.split(shuffled, self.size))
 
     def __len__(self) -> int:
         return math.ceil(self.rows / self.size)

@@ -141,6 +141,10 @@ class Alignment(nn.Module, ABC):
         """Return the kernel within a side that has experts, C·k_ψ + k_ψ·k_γ, without the other side's constant."""
         return cross * (constant + expert)
 
+    def describe_sketch(self) -> dict[str, Any]:
+        """Return the configuration of its sketches, which are of one kind; empty without any."""
+        return next((self.sketch(name).describe() for name in self.sketches), {})
+
     def describe(self) -> dict[str, Any]:
         """Return the alignment's configuration, flat and JSON-able."""
         return {"alignment": self.name}

@@ -84,7 +84,8 @@ class KernelMethod(FusionMethod):
             rows = [f[role] for m, f in given.items() if f is not None and role in self.roles(m) and role in f]
             if not rows:
                 raise DataError(f"the kernel of {role!r} needs its features to fit the bandwidth; none were given")
-            kernel.fit(torch.cat(rows))
+            with of_role(role):
+                kernel.fit(torch.cat(rows))
         return self
 
     def encode(self, modality: Modality, features: Features) -> Tensor:

@@ -30,7 +30,7 @@ from krossfuse.fusion.methods.kernel_method import (
 from krossfuse.fusion.named import alignment_named
 from krossfuse.fusion.rows import of_role
 from krossfuse.fusion.selection import C_BOUNDS, check_C, check_C_rows, check_number, choose_C
-from krossfuse.fusion.sketches import Sketch, UniformSketch
+from krossfuse.fusion.sketches import UniformSketch
 
 
 class RPKrossFuse(KernelMethod):
@@ -238,8 +238,7 @@ class RPKrossFuse(KernelMethod):
             described["expert_weight"] = self.expert_weight
         if len(self._sides) == 2:
             described["C_text"] = self.constant("text")
-        sketch = next(s for s in self.sketches.values() if isinstance(s, Sketch))
-        return {**described, **self._describe_kernels(), **prefixed(sketch.describe(), "sketch")}
+        return {**described, **self._describe_kernels(), **prefixed(self.alignment.describe_sketch(), "sketch")}
 
 
 def check_expert_weight(value: float, alignment: AlignmentFactory) -> float:
