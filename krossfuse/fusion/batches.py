@@ -17,9 +17,6 @@ from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import EncoderModule
 from krossfuse.fusion.base import Features
 
-RAW_ROWS = 64
-"""Raw items encoded at a time, unless the caller says otherwise."""
-
 SHARD_ROWS = 8
 """Rows that go through an encoder together: few, so that activations stay in the cache; as in extraction, so that the
 features have the same bits."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from PIL.Image import Image
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,7 +23,6 @@ from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import EncoderModule
 from krossfuse.fusion.base import Features, FusionMethod
 from krossfuse.fusion.batches import (
-    RAW_ROWS,
     Batch,
     PartRows,
     RawRows,
@@ -32,7 +30,6 @@ from krossfuse.fusion.batches import (
     StoredRows,
     encode,
     loader,
-    prepare,
     sizes_of,
 )
 from krossfuse.fusion.fit import FIT_ROWS, fit_method, subset, training_parts
@@ -172,14 +169,6 @@ class FusionModule(pl.LightningModule):
 
     def _batch_size(self, source: Source) -> int:
         return self.block_rows if isinstance(source, FeatureBundle) else source.batch_size
-
-    def prepare(self, modality: Modality, items: Sequence[Image] | Sequence[str]) -> Batch:
-        """Turn raw RGB images or texts into a batch of encoder inputs.
-
-        Raises:
-            ConfigError: an encoder of this modality is not loaded.
-        """
-        return prepare(modality, items, self._encoders_of(modality))
 
     # The road
 
@@ -345,14 +334,6 @@ class FusionModule(pl.LightningModule):
             source = FeatureBundle(source.info, "", features)
         fit_method(self.method, source, label_set=label_set, max_rows=max_rows, seed=seed)
         return self
-
-    def embed(self, modality: Modality, items: Sequence[Image] | Sequence[str]) -> Tensor:
-        """Return the fused embeddings of a few raw images or texts, (len(items), out_dim), on the method's device."""
-        with torch.no_grad():
-            device = device_of(self.method)
-            self.to(device)
-            batches = [self.prepare(modality, items[i : i + RAW_ROWS]) for i in range(0, len(items), RAW_ROWS)]
-            return torch.cat([self(self.transfer_batch_to_device(batch, device, 0)) for batch in batches])
 
     def stream(
         self,

@@ -18,7 +18,7 @@ from krossfuse.core.parts import TEST, Part
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.encoders.base import EncoderModule
 from krossfuse.fusion.base import InputSpec
-from krossfuse.fusion.batches import Batch
+from krossfuse.fusion.batches import Batch, prepare
 from krossfuse.fusion.fit import fit_method
 from krossfuse.fusion.methods import PCAConcatenation
 from krossfuse.fusion.module import FusionModule, fuse_bundle, fuse_rows, fuse_to_file
@@ -97,17 +97,18 @@ def test_raw_inputs_end_to_end(toy_bundle: FeatureBundle) -> None:
     encoders = {"cross_modal": Means(12), "dino": Means(16)}
     module = FusionModule(pca(), encoders=encoders).fit(toy_bundle)
     images = [Image.new("RGB", (8, 8), (40 * i, 255 - 40 * i, 9)) for i in range(5)]
-    prepared = module.prepare("image", images)
-    features = module.features(prepared)
+    batch = prepare("image", images, encoders)
+    features = module.features(batch)
+    assert torch.equal(features["dino"], encoders["dino"].encode_image(batch.inputs["dino"]))
     expected = module.method.encode("image", features)
-    assert torch.equal(module.embed("image", images), expected)
+    assert torch.equal(module(batch), expected)
     assert torch.equal(module.predict_step(Batch("image", features)), expected)
-    assert module.embed("text", ["a bee", "a cab"]).shape == (2, 5)
+    assert module(prepare("text", ["a bee", "a cab"], {"cross_modal": encoders["cross_modal"]})).shape == (2, 5)
     module.train()
     assert not any(encoder.training for encoder in module.encoders)
     assert not any(p.requires_grad for p in module.encoders.parameters())
-    with pytest.raises(ConfigError, match="no encoder of role 'cross_modal'"):
-        FusionModule(pca()).embed("image", images)
+    with pytest.raises(ConfigError, match=r"no encoder of role \['cross_modal', 'dino'\]"):
+        FusionModule(pca())(batch)
     with pytest.raises(ConfigError, match="16 dimensions"):
         FusionModule(pca(), encoders={"cross_modal": Means(16)})
     with pytest.raises(ConfigError, match=r"no parent .* 'dinosaur'"):

@@ -221,7 +221,8 @@ def shared_loss(scores: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
 
 def test_heads_train_alone_and_reach_the_tracker(tmp_path: Path) -> None:
     bundle = stored(Colours(num_workers=0))
-    trainers = TrainerFactory(logger=lambda: CSVLogger(tmp_path, name="run", version=""))
+    logger = CSVLogger(tmp_path, name="run", version="")
+    trainers = TrainerFactory(logger=lambda: logger)
     module = FusionModule(method(), trainers=trainers).fit(bundle)
     before = {name: tensor.clone() for name, tensor in module.method.state_dict().items()}
     module.add_head("linear", nn.Linear(60, CLASSES), label_set="colour")

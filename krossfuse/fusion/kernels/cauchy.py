@@ -13,6 +13,11 @@ class CauchyKernel(ShiftInvariantKernel):
 
     For ∫ exp(−e)·exp(−e‖δ‖²) de = 1/(1 + ‖δ‖²): a scale mixture of Gaussians (the rational quadratic kernel with
     α = 1 and length scale σ/√2). Arguments: :class:`ShiftInvariantKernel`.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> CauchyKernel(2, bandwidth=5.0).kernel(x, x)[0, 1]
+        tensor(0.5000)
     """
 
     name = "cauchy"

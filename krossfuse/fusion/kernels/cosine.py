@@ -12,6 +12,7 @@ class CosineKernel(Kernel):
     """k(x, y) = ⟨x, y⟩ / (‖x‖ ‖y‖), φ(x) = x / ‖x‖. A zero vector has no direction and is refused.
 
     Example:
+        >>> import torch
         >>> CosineKernel(2)(torch.tensor([[3.0, 4.0]]))
         tensor([[0.6000, 0.8000]])
     """

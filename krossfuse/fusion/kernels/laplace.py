@@ -13,7 +13,12 @@ from krossfuse.fusion.kernels.shift_invariant import ShiftInvariantKernel
 class LaplaceKernel(ShiftInvariantKernel):
     """k(x, y) = exp(−‖x − y‖₁ / η); frequencies are independent standard Cauchy coordinates.
 
-    Arguments: :class:`ShiftInvariantKernel`, bandwidth η.
+    Arguments: :class:`ShiftInvariantKernel`, bandwidth η. Source: Rahimi and Recht 2007.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> LaplaceKernel(2, bandwidth=7.0).kernel(x, x)[0, 1]  # exp(-1)
+        tensor(0.3679)
     """
 
     name = "laplace"

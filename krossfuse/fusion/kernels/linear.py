@@ -11,6 +11,7 @@ class LinearKernel(Kernel):
     """k(x, y) = ⟨x, y⟩, φ(x) = x.
 
     Example:
+        >>> import torch
         >>> LinearKernel(2)(torch.tensor([[1.0, 2.0]]))
         tensor([[1., 2.]])
     """

@@ -25,6 +25,11 @@ class MaternKernel(ShiftInvariantKernel):
 
     Raises:
         ConfigError: ν has no closed form here, or as :class:`ShiftInvariantKernel`.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> MaternKernel(2, nu=0.5, bandwidth=5.0).kernel(x, x)[0, 1]  # exp(-1)
+        tensor(0.3679)
     """
 
     name = "matern"

@@ -21,6 +21,7 @@ def paired_kernels(image: Tensor, text: Tensor) -> dict[str, Tensor]:
         DataError: the matrices differ in shape.
 
     Example:
+        >>> import torch
         >>> image = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
         >>> paired_kernels(image, torch.eye(2))["product"]
         tensor([[1., 0.],

@@ -16,6 +16,7 @@ from krossfuse.fusion.draws import orthogonal_rows
 from krossfuse.fusion.kernels.base import Kernel, unit_rows
 
 MEDIAN_ROWS = 1000
+"""Rows whose pairwise distances the median heuristic looks at."""
 
 
 class ShiftInvariantKernel(Kernel):
@@ -164,6 +165,7 @@ class ShiftInvariantKernel(Kernel):
         return {
             "kernel": self.name,
             "bandwidth": None if math.isnan(sigma) else sigma,
+            **({"bandwidth_rule": "median"} if self.needs_fit else {}),
             "features": self.out_dim,
             "orthogonal": self.orthogonal,
             "normalize": self.normalize,

@@ -31,6 +31,7 @@ class Alone(KernelMethod):
         ConfigError: there is no such parent, or no single one.
 
     Example:
+        >>> import torch
         >>> Alone(inputs=InputSpec(cross_modal=2)).encode("text", {"cross_modal": torch.tensor([[3.0, 4.0]])})
         tensor([[0.6000, 0.8000]])
     """

@@ -19,6 +19,11 @@ class ComplexToRealSketch(DenseSketch):
     With z(x) = Π_i u_iᵀφ_i, E[z(x)·conj z(y)] = Π k_i, which is real, and E[z(x)·z(y)] = 0, so each real coordinate
     has half of it; the scale is √(2/l). Lower variance than real entries (Wacker, Kanagawa, Filippone 2022,
     "Complex-to-real sketches for tensor products"). O(l·Σd_i) a sample.
+
+    Example:
+        >>> z = ComplexToRealSketch([2, 2], 8, seed=1)([torch.eye(2), torch.eye(2)])
+        >>> torch.allclose(z.square().sum(1), torch.ones(2))  # basis vectors have their length without error
+        True
     """
 
     name = "complex_to_real"

@@ -18,6 +18,13 @@ class JointFourierSketch(Sketch):
     unit complex numbers has the phase Σ_i ω_iᵀx_i, so it is a random feature of the product kernel itself, with no
     projection at all. l = 2r. Its pointwise error is √(2·log(2/δ)/r) at most, with probability 1 − δ. O(m·r) a sample.
 
+    Example:
+        >>> angles = torch.tensor([[0.3, 1.2]])  # two frequencies' phases, of a factor that is multiplied by itself
+        >>> factor = torch.cat([angles.cos(), angles.sin()], 1) / 2**0.5
+        >>> joint = JointFourierSketch([4, 4], 4)([factor, factor])
+        >>> torch.allclose(joint, torch.cat([(2 * angles).cos(), (2 * angles).sin()], 1) / 2**0.5)
+        True
+
     Raises:
         DimensionError: the factors' dimensions and ``out_dim`` are not one even number.
     """

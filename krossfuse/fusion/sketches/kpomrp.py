@@ -25,6 +25,12 @@ class KPoMRPSketch(RandomSketch):
         out_dim: l.
         distribution: of the entries: uniform, gaussian or rademacher.
         seed: of the draw.
+
+    Source: the baseline of arXiv 2506.08645, section 5.
+
+    Example:
+        >>> KPoMRPSketch([3, 3], 10, seed=1).marginals.out_dim  # 4 × 4 coordinates, of which ten are kept
+        4
     """
 
     name = "kpomrp"

@@ -19,6 +19,7 @@ class KroneckerSketch(Sketch):
         DimensionError: ``out_dim`` is not Π d_i.
 
     Example:
+        >>> import torch
         >>> KroneckerSketch([2, 2], 4)([torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 5.0]])])
         tensor([[ 3.,  5.,  6., 10.]])
     """

@@ -31,6 +31,12 @@ class NystromSketch(FittedSketch):
     Raises:
         ConfigError: fewer landmarks than l.
         DimensionError: l is larger than Π d_i.
+
+    Example:
+        >>> x = [torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])]
+        >>> z = NystromSketch([2, 2], 2).fit(x)(x)
+        >>> torch.allclose(z @ z.T, torch.tensor([[36.0, 0.0], [0.0, 1.0]]))  # exact between landmarks
+        True
     """
 
     name = "nystrom"

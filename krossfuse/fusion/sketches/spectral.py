@@ -24,6 +24,12 @@ class SpectralSketch(FittedSketch):
 
     Raises:
         DimensionError: l is larger than Π d_i.
+
+    Example:
+        >>> x = [torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])]
+        >>> SpectralSketch([2, 2], 2).fit(x)(x)  # directions of energy 4·9 and 1·9; no sample has the second
+        tensor([[6., 0.],
+                [0., 0.]])
     """
 
     name = "spectral"

@@ -27,6 +27,11 @@ class SRHTSketch(RandomSketch):
     O(l·d/A + T·A·d) a sample in place of the dense O(l·d).
 
     Source: Ailon and Chazelle 2009; for products, Hamid et al. 2014.
+
+    Example:
+        >>> z = SRHTSketch([2, 2], 8, seed=1)([torch.eye(2), torch.eye(2)])
+        >>> torch.allclose(z.square().sum(1), torch.ones(2))  # basis vectors have their length without error
+        True
     """
 
     name = "srht"
