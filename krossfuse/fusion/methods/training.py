@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -13,14 +11,33 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
 from krossfuse.core.errors import DataError
-from krossfuse.fusion.trained import TrainedFusion
+from krossfuse.core.trainers import TrainerFactory, quiet
+
+
+class Network(Protocol):
+    """What is trained: a module that fuses unit features by role."""
+
+    roles: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """Name of the method, in the tracker."""
+
+    @property
+    def out_dim(self) -> int:
+        """Dimension of the fused embedding."""
+
+    def fuse(self, units: dict[str, Tensor]) -> Tensor:
+        """Fuse the unit features of all parents, (batch, out_dim)."""
 
 
 class FusionTraining(pl.LightningModule):
-    """A trained fusion method with its linear head: cross-entropy, AdamW, cosine schedule.
+    """A network that fuses unit features, with a linear head: cross-entropy, AdamW, cosine schedule.
+
+    Logged, where the Trainer has a logger: ``<name>/loss`` of each step and ``<name>/val_accuracy`` of each epoch.
 
     Args:
-        method: its layers are trained in place.
+        network: its layers are trained in place; an ``nn.Module``.
         classes: of the head.
         lr: peak learning rate.
         weight_decay: of AdamW.
@@ -31,7 +48,7 @@ class FusionTraining(pl.LightningModule):
 
     def __init__(
         self,
-        method: TrainedFusion,
+        network: Network,
         *,
         classes: int,
         lr: float,
@@ -41,9 +58,11 @@ class FusionTraining(pl.LightningModule):
         steps: int,
     ) -> None:
         super().__init__()
-        self.method = method
+        assert isinstance(network, nn.Module)
+        self.network = network
+        self.roles, self.network_name = list(network.roles), network.name
         self.lr, self.weight_decay, self.steps = lr, weight_decay, steps
-        self.head = nn.Linear(method.out_dim, classes)
+        self.head = nn.Linear(network.out_dim, classes)
         self.drop = nn.Dropout(dropout)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
@@ -52,13 +71,15 @@ class FusionTraining(pl.LightningModule):
     def forward(self, batch: list[Tensor]) -> Tensor:
         """Return the head's scores of a batch [unit features of each parent ..., targets]."""
         *units, _ = batch
-        fused = self.method.fuse({role: self.drop(x) for role, x in zip(self.method.roles, units, strict=True)})
+        fused = self.network.fuse({role: self.drop(x) for role, x in zip(self.roles, units, strict=True)})
         scores: Tensor = self.head(fused)
         return scores
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         loss: Tensor = self.loss(self(batch), batch[-1])
+        if self.logger is not None:
+            self.log(f"{self.network_name}/loss", loss)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -73,8 +94,10 @@ class FusionTraining(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Keep the layers of the best epoch, the earliest among equals."""
         accuracy = self._correct / self._seen
+        if self.logger is not None:
+            self.log(f"{self.network_name}/val_accuracy", accuracy)
         if self.best is None or accuracy > self.best[0]:
-            self.best = (accuracy, self.current_epoch, copy.deepcopy(self.method.state_dict()))
+            self.best = (accuracy, self.current_epoch, copy.deepcopy(self.network.state_dict()))
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with a cosine schedule, stepped with every batch."""
@@ -84,24 +107,27 @@ class FusionTraining(pl.LightningModule):
 
 
 def train(
-    method: TrainedFusion,
+    network: Network,
     units: dict[str, Tensor],
     targets: Tensor,
     classes: int,
     *,
+    trainers: TrainerFactory | None,
     seed: int,
     epochs: int,
     batch_size: int,
     val_fraction: float,
     **recipe: float,
 ) -> int:
-    """Train the layers of ``method`` in place, on its device; the global random state is left as it was.
+    """Train the layers of ``network`` in place; it stays on its device, and the global random state as it was.
 
     Args:
-        method: to train.
+        network: to train.
         units: by role, (n, dim) unit features.
         targets: (n,) class numbers from 0.
         classes: number of classes.
+        trainers: makes the Trainer, which trains on one device and logs to the run's tracker; None = the device of
+            ``targets``, no tracker.
         seed: of everything random.
         epochs: passes over the samples.
         batch_size: samples a step.
@@ -113,7 +139,11 @@ def train(
 
     Raises:
         DataError: too few samples to hold any out.
+        ConfigError: the Trainer's options are impossible.
     """
+    assert isinstance(network, nn.Module)
+    device = targets.device
+    trainers = trainers or TrainerFactory.on(device)
     generator = torch.Generator().manual_seed(seed)
     data = TensorDataset(*units.values(), targets)
     order = torch.randperm(len(targets), generator=generator)
@@ -128,31 +158,14 @@ def train(
     if held:
         rest = TensorDataset(*(tensor[order[:held].to(tensor.device)] for tensor in data.tensors))
         validation = DataLoader(rest, sampler=BatchSampler(SequentialSampler(rest), 4096, False), batch_size=None)
-    device = targets.device
-    cuda = [device] if device.type == "cuda" else []
-    loud = logging.getLogger("pytorch_lightning").level
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    try:
-        with torch.random.fork_rng(devices=cuda), warnings.catch_warnings():
-            torch.manual_seed(seed)
-            # Lightning advises loader workers, which in-memory tensors have no use for.
-            warnings.filterwarnings("ignore", module="pytorch_lightning")
-            module = FusionTraining(method, classes=classes, steps=epochs * len(batches), **recipe)
-            trainer = pl.Trainer(
-                accelerator="gpu" if cuda else "cpu",
-                devices=[device.index or 0] if cuda else 1,
-                max_epochs=epochs,
-                num_sanity_val_steps=0,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-            trainer.fit(module, loader, validation)
-    finally:
-        logging.getLogger("pytorch_lightning").setLevel(loud)
-    method.to(device).eval()
+    trainer = trainers(log=True, max_epochs=epochs, num_sanity_val_steps=0)
+    target = trainer.strategy.root_device
+    with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []), quiet():
+        torch.manual_seed(seed)
+        module = FusionTraining(network, classes=classes, steps=epochs * len(batches), **recipe)
+        trainer.fit(module, loader, validation)
+    network.to(device).eval()
     if module.best is None:
         return -1
-    method.load_state_dict(module.best[2])
+    network.load_state_dict(module.best[2])
     return module.best[1]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError, check_choice, check_positive
+from krossfuse.core.blocks import blocks
+from krossfuse.core.errors import ConfigError, DimensionError, NotFittedError, check_choice, check_positive
 from krossfuse.core.parts import MODALITIES, Modality
 from krossfuse.fusion.base import Features, FusionMethod, InputSpec
+from krossfuse.fusion.methods.principal import check_samples, principal_axes
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -35,6 +37,7 @@ class PostProcess(FusionMethod):
         ConfigError: a bad value; ``DimensionError`` where ``pca_dim`` is larger than the method's dimension.
     """
 
+    title = "Post-processed"
     fitted_buffers = ("mean", "axes")
     mean: Tensor
     axes: Tensor
@@ -64,6 +67,7 @@ class PostProcess(FusionMethod):
             check_choice("dtype", dtype, DTYPES)
         self.pca_dim, self.centre, self.normalise, self.dtype = pca_dim, centre, normalise, dtype
         self.deterministic, self.trained = self.method.deterministic, self.method.trained
+        self.title = f"{self.method.title}, post-processed"
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("axes", torch.empty(0, 0))
 
@@ -99,8 +103,8 @@ class PostProcess(FusionMethod):
 
     @torch.no_grad()
     def _encode_blocks(self, modality: Modality, features: Features, size: int = 4096) -> Iterator[Tensor]:
-        for start in range(0, len(next(iter(features.values()))), size):
-            yield self.method.encode(modality, {role: x[start : start + size] for role, x in features.items()})
+        for rows in blocks(len(next(iter(features.values()))), size):
+            yield self.method.encode(modality, {role: x[rows] for role, x in features.items()})
 
     def encode(self, modality: Modality, features: Features) -> Tensor:
         """Fuse a batch, then reduce, normalise and convert it."""
@@ -113,16 +117,44 @@ class PostProcess(FusionMethod):
             fused = nn.functional.normalize(fused, dim=1)
         return fused if self.dtype is None else fused.to(DTYPES[self.dtype])
 
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the wrapped method has an exact kernel and no PCA changes what is approximated."""
+        return self.pca_dim is None and self.method.has_kernel
+
+    def check_rows(self, rows: Mapping[Modality, int]) -> None:
+        """Check the wrapped method's rows and the components'; see :meth:`FusionMethod.check_rows`."""
+        self.method.check_rows(rows)
+        if self.pca_dim is not None and any(m in rows for m in self.modalities):
+            check_samples(sum(rows.get(m, 0) for m in self.modalities), self.pca_dim, centre=self.centre)
+
     def kernel(self, modality_a: Modality, a: Features, modality_b: Modality, b: Features) -> Tensor | None:
-        """Return the wrapped method's exact kernel; None when a PCA or a normalisation changes what is approximated."""
-        if self.pca_dim is not None or self.normalise:
+        """Return the wrapped method's exact kernel, of unit vectors where ``normalise``: k(a, b)/√(k(a, a)·k(b, b)).
+
+        None where a PCA changes what is approximated.
+        """
+        if not self.has_kernel:
             return None
-        return self.method.kernel(modality_a, a, modality_b, b)
+        values = self.method.kernel(modality_a, a, modality_b, b)
+        if values is None or not self.normalise:
+            return values
+        return values / (self._norms(modality_a, a)[:, None] * self._norms(modality_b, b))
+
+    def _norms(self, modality: Modality, features: Features, size: int = 256) -> Tensor:
+        """Return √k(x, x) of each row."""
+        diagonals = []
+        for rows in blocks(len(next(iter(features.values()))), size):
+            few = {role: x[rows] for role, x in features.items()}
+            values = self.method.kernel(modality, few, modality, few)
+            assert values is not None
+            diagonals.append(values.diagonal())
+        return torch.cat(diagonals).clamp_min(0).sqrt()
 
     def describe(self) -> dict[str, Any]:
         """Return the method's description with the final ``dim`` and what was done after fusion."""
         return {
             **self.method.describe(),
+            "title": self.title,
             "dim": self.out_dim,
             "fused_dim": self.method.out_dim,
             "pca_dim": self.pca_dim,
@@ -130,52 +162,3 @@ class PostProcess(FusionMethod):
             "normalise": self.normalise,
             "dtype": self.dtype,
         }
-
-
-def principal_axes(blocks: Callable[[], Iterable[Tensor]], *, n: int, k: int, centre: bool) -> tuple[Tensor, Tensor]:
-    """Return the mean and the first principal axes of rows that come in blocks.
-
-    Works on the smaller side: the (d, d) second moment, added up block by block, or the (n, n) Gram matrix; in
-    float64. Each axis has its largest component positive, so the result does not depend on the solver's signs.
-
-    Args:
-        blocks: gives the rows again at each call, in blocks (rows, d).
-        n: number of rows.
-        k: number of axes.
-        centre: whether the mean is subtracted; otherwise the returned mean is zero.
-
-    Returns:
-        mean (d,) and axes (d, k), in the rows' dtype and on their device; an axis beyond the rank is zero.
-
-    Raises:
-        DataError: ``k`` is larger than the number of rows (less one, when centred).
-
-    Examples:
-        >>> x = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0]])
-        >>> principal_axes(lambda: [x], n=3, k=1, centre=False)[1].flatten().tolist()
-        [1.0, 0.0]
-    """
-    if k > n - centre:
-        raise DataError(f"{k} principal components need {k + centre} fit samples or more, got {n}")
-    first = next(iter(blocks()))
-    d = first.shape[1]
-    total = torch.zeros(d, dtype=torch.float64, device=first.device)
-    if d <= n:
-        second = torch.zeros(d, d, dtype=torch.float64, device=first.device)
-        for block in blocks():
-            x = block.double()
-            total += x.sum(0)
-            second += x.T @ x
-        mean = total / n if centre else torch.zeros_like(total)
-        axes = torch.linalg.eigh(second / n - torch.outer(mean, mean))[1].flip(1)[:, :k]
-    else:
-        x = torch.cat([block.double() for block in blocks()])
-        mean = x.mean(0) if centre else total
-        x = x - mean
-        values, vectors = torch.linalg.eigh(x @ x.T)
-        values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
-        inside = values > values[0] * n * torch.finfo(torch.float64).eps
-        axes = x.T @ (vectors * torch.where(inside, values.clamp_min(1e-300).rsqrt(), 0.0))
-    signs = torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
-    # Contiguous, as a state that was saved and loaded is: other strides can mean other last bits.
-    return mean.to(first), (axes * torch.where(signs == 0, 1.0, signs)).to(first).contiguous()
