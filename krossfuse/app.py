@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import platformdirs
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -22,17 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from krossfuse.core.errors import KrossFuseError, did_you_mean
+from krossfuse.core.files import cache_dir
 
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The configuration groups: inside the package in a wheel, beside it in a checkout."""
-
-
-def cache_dir(name: str) -> str:
-    """Return a folder of KrossFuse's own in the user's cache (overridden by KROSSFUSE_CACHE)."""
-    return str(Path(os.environ.get("KROSSFUSE_CACHE") or platformdirs.user_cache_dir("krossfuse")) / name)
 
 
 OmegaConf.register_new_resolver("krossfuse_cache", cache_dir, replace=True)

@@ -28,11 +28,9 @@ from krossfuse.core.errors import (
     did_you_mean,
 )
 from krossfuse.core.parts import CROSS_MODAL, SPLITS, TEST, Part
-from krossfuse.data.embeddings import EmbeddingsFile
-from krossfuse.data.module import BaseDataModule
+from krossfuse.core.trainers import TrainerFactory
 from krossfuse.encoders.pair import Pair
-from krossfuse.features.extract import extract
-from krossfuse.features.store import FeatureStore
+from krossfuse.features.source import FeatureSource, feature_source
 from krossfuse.fusion.base import FusionMethod, InputSpec
 from krossfuse.fusion.io import save_fusion
 from krossfuse.fusion.module import FusionModule
@@ -53,7 +51,7 @@ Plain = dict[str, Any]
 SECTIONS: dict[str | None, tuple[str, ...]] = {
     None: (
         *("name", "seed", "paths", "extraction", "fuse", "save_fusion", "figures"),
-        *("pair", "data", "fusion", "probe", "trainer", "logger"),
+        *("pair", "data", "store", "fusion", "probe", "trainer", "logger"),
     ),
     "paths": ("runs", "store"),
     "extraction": ("batch_size", "progress"),
@@ -107,7 +105,7 @@ class Job:
 
     cfg: Plain
     fusion: str
-    data: BaseDataModule | EmbeddingsFile
+    source: FeatureSource
     pair: Pair | None
     probes: dict[str, Probe]
 
@@ -135,14 +133,8 @@ def build(cfg: Plain, fusion: str) -> Job:
             raise ConfigError(f"{flag}={value!r} must be true or false")
     if not cfg.get("probe"):
         raise ConfigError("probe=[] measures nothing; choose at least one, e.g. probe=[linear_probe]")
-    data = make(cfg["data"], "data")
     pair = make(cfg["pair"], "pair") if cfg["pair"] else None
-    if data.provides_features and pair is not None:
-        raise ConfigError(
-            f"data={data.name!r} brings its own features, so it takes no pair={pair.name!r}; say pair=none"
-        )
-    if pair is None and not data.provides_features:
-        raise ConfigError("pair=none has no encoders; choose a pair, or data=embeddings")
+    source = make_source(cfg, pair)
     probes = {name: make(node, f"probe.{name}") for name, node in cfg["probe"].items()}
     if pair is not None:
         nominal = InputSpec(
@@ -153,10 +145,26 @@ def build(cfg: Plain, fusion: str) -> Job:
         # What depends on the encoders' true dimensions is checked once they are known.
         with contextlib.suppress(DimensionError):
             make_method(cfg, nominal)
-    return Job(cfg, fusion, data, pair, probes)
+    return Job(cfg, fusion, source, pair, probes)
 
 
-FEATURE_KEYS = ("data", "pair", "trainer", "extraction", "paths")
+def make_source(cfg: Plain, pair: Pair | None) -> FeatureSource:
+    """Build what gives a job its features; nothing is read.
+
+    Raises:
+        ConfigError: a value is impossible, or data and pair do not go together.
+    """
+    return feature_source(
+        make(cfg["data"], "data"),
+        pair,
+        make(cfg["store"], "store"),
+        TrainerFactory(cfg["trainer"]),
+        batch_size=cfg["extraction"]["batch_size"],
+        progress=cfg["extraction"]["progress"],
+    )
+
+
+FEATURE_KEYS = ("data", "pair", "store", "trainer", "extraction")
 """Top keys of the configuration that decide the features."""
 
 
@@ -164,17 +172,8 @@ FEATURE_KEYS = ("data", "pair", "trainer", "extraction", "paths")
 def _features(cfg_yaml: str) -> FeatureBundle:
     cfg = OmegaConf.to_container(OmegaConf.create(cfg_yaml))
     assert isinstance(cfg, dict)
-    data = make(cfg["data"], "data")
-    if isinstance(data, EmbeddingsFile):
-        return data.bundle()
-    return extract(
-        data,
-        make(cfg["pair"], "pair"),
-        FeatureStore(cfg["paths"]["store"]),
-        trainer=cfg["trainer"],
-        batch_size=cfg["extraction"]["batch_size"],
-        progress=cfg["extraction"]["progress"],
-    )
+    plain = {str(key): node for key, node in cfg.items()}
+    return make_source(plain, make(plain["pair"], "pair") if plain["pair"] else None).bundle()
 
 
 def features(cfg: Plain) -> FeatureBundle:
@@ -271,6 +270,7 @@ def run(cfg: DictConfig, folder: Path, *, fusion: str, with_report: bool) -> Non
     with tracker.run(folder, plain, name=label, group=plain["name"]):
         with RunWriter(folder) as writer:
             writer.write_config(plain)
+            job.source.check()
             bundle = features(plain)
             check_names(job, bundle)
             start = time.perf_counter()
