@@ -56,7 +56,7 @@ class Job:
 
     cfg: Plain
     fusion: str
-    data: BaseDataModule | EmbeddingsFile
+    data: Any
     pair: Pair | None
     probes: dict[str, Probe]
 
@@ -65,7 +65,7 @@ class FuseAndProbe(Kind):
     """Fuse the features of a pair of encoders, and probe the fused embedding."""
 
     keys: ClassVar[Mapping[str | None, tuple[str, ...]]] = {
-        None: ("extraction", "fuse", "save_fusion", "figures", "pair", "data", "fusion", "probe"),
+        None: ("extraction", "fuse", "save_fusion", "figures", "pair", "data", "store", "fusion", "probe"),
         "extraction": ("batch_size", "progress"),
         "fuse": ("label_set", "block_rows", "memory_limit"),
         "figures": ("label_set", "max_items"),
@@ -83,14 +83,8 @@ class FuseAndProbe(Kind):
                 raise ConfigError(f"{flag}={value!r} must be true or false")
         if not cfg.get("probe"):
             raise ConfigError("probe=[] measures nothing; choose at least one, e.g. probe=[linear_probe]")
-        data = make(cfg["data"], "data")
-        pair = make(cfg["pair"], "pair") if cfg["pair"] else None
-        if data.provides_features and pair is not None:
-            raise ConfigError(
-                f"data={data.name!r} brings its own features, so it takes no pair={pair.name!r}; say pair=none"
-            )
-        if pair is None and not data.provides_features:
-            raise ConfigError("pair=none has no encoders; choose a pair, or data=embeddings")
+        source = make_source(cfg, TrainerFactory(cfg["trainer"]))
+        pair = source.pair if isinstance(source, Extraction) else None
         probes = {name: make(node, f"probe.{name}") for name, node in cfg["probe"].items()}
         if pair is not None:
             nominal = InputSpec(
