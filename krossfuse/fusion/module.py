@@ -212,7 +212,7 @@ class FusionModule(pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> Tensor | Features:
         """Return the fused embeddings of a batch (or its features, while the encoders alone run)."""
         with self._naming(batch, dataloader_idx):
-            return self(batch) if self._fusing else self.features(batch)  # type: ignore[no-any-return]
+            return self(batch) if self._fusing else self.features(batch)
 
     @contextmanager
     def _naming(self, batch: Batch, index: int) -> Iterator[None]:
