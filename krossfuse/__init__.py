@@ -1,8 +1,16 @@
 """KrossFuse: fuse embeddings with the Kronecker product, probe them, and trust the numbers.
 
-The rooms of the house, each of which knows only those before it::
+The rooms of the house, each of which knows only those below it::
 
-    data -> encoders -> features -> fusion -> probes -> results
+    app        jobs, sweeps, commands, messages
+    report     boards, tables, pictures, pages
+    probes     heads on embeddings: features in, measurements out
+    fusion     kernels, sketches, methods, one fusing road
+    features   where features come from and where they are kept
+    encoders   frozen adapters
+    data       DataModules, splits, prompts
+    results    records, run folders, aggregation, significance, trackers
+    core       the words that everybody uses
 
 What others build on is here, imported when first used, so that ``import krossfuse`` itself costs nothing.
 """
@@ -15,7 +23,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "krossfuse.data.base": ("DatasetInfo", "LabelSet", "Part", "Prompts"),
+    "krossfuse.core.labels": ("DatasetInfo", "LabelSet", "Prompts"),
+    "krossfuse.core.parts": ("Part",),
     "krossfuse.core.bundle": ("FeatureBundle",),
     "krossfuse.fusion.base": ("FusionMethod", "InputSpec"),
     "krossfuse.fusion.diagnose": ("Diagnosis", "diagnose"),

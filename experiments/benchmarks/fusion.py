@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -117,17 +116,17 @@ class Entry:
 
 def openmoji(limit: int | None) -> FeatureBundle:
     """Return OpenMoji's features under the bundled image pair, from the store."""
-    from krossfuse.app import cache_dir
+    from krossfuse.core.trainers import TrainerFactory
     from krossfuse.data.openmoji import OpenMoji
     from krossfuse.encoders.bundled import EfficientNetLite0, OpenMojiCLIP
     from krossfuse.encoders.pair import Pair
     from krossfuse.features.extract import extract
-    from krossfuse.features.store import FeatureStore
+    from krossfuse.features.stores import default_store_root, open_store
 
     experts = {"efficientnet_lite0": EfficientNetLite0()}
     pair = Pair(name="openmoji_image", cross_modal=OpenMojiCLIP(), image_experts=experts)
-    store = FeatureStore(os.environ.get("KROSSFUSE_STORE") or cache_dir("features"))
-    return extract(OpenMoji(limit=limit), pair, store, trainer={"accelerator": "cpu", "devices": 1}, progress=False)
+    store = open_store(default_store_root())
+    return extract(OpenMoji(limit=limit), pair, store, trainers=TrainerFactory(), progress=False)
 
 
 def data_of(bundle: FeatureBundle) -> Data:

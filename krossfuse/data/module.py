@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 from krossfuse.core.errors import ConfigError, did_you_mean
 from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.parts import Part
+from krossfuse.core.processes import end_with_parent
 from krossfuse.data.common import check_info, digest
 
 Item = Image | str
 Transform = Callable[[Any], Any]
 Collate = Callable[[list[Any]], Any]
+Rows = Sequence[int]
 
 
 class BaseDataModule(pl.LightningDataModule, ABC):
@@ -36,8 +38,6 @@ class BaseDataModule(pl.LightningDataModule, ABC):
     Raises:
         ConfigError: a bad value.
     """
-
-    provides_features: ClassVar[bool] = False
 
     def __init__(self, *, batch_size: int = 64, num_workers: int | None = None) -> None:
         super().__init__()
@@ -107,6 +107,37 @@ class BaseDataModule(pl.LightningDataModule, ABC):
             return {"part": str(part), "n": len(items), "sha256": digest(str(text) for text in items)}
         return {"part": str(part), "n": len(items), "dataset": self.info.name, **self.info.fingerprint}
 
+    def check(self) -> None:
+        """Check what can be known at once, before any work: that the folder or the files of the dataset are there.
+
+        Raises:
+            DataError: they are not.
+        """
+
+    def loader(self, part: Part, transform: Transform, collate: Collate, batches: Sequence[Rows]) -> DataLoader[Any]:
+        """Return a loader of chosen rows of a part.
+
+        Args:
+            part: the part.
+            transform: called once an item, in the loader's worker, with the RGB image or the text.
+            collate: called once a batch with the list of what ``transform`` returned.
+            batches: the rows of each batch.
+
+        Returns:
+            A loader of ``(rows, collate([transform(item), ...]))``, in the order of ``batches``.
+
+        Raises:
+            KeyError: there is no such part.
+        """
+        return DataLoader(
+            _Batches(self.items(part), transform, collate, batches),
+            batch_size=None,
+            num_workers=self.num_workers if part.modality == "image" else 0,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_begin_worker,
+        )
+
     def select(self, part: Part, transform: Transform, collate: Collate, skip: int = 0) -> None:
         """Choose what :meth:`predict_dataloader` serves.
 
@@ -137,7 +168,30 @@ class BaseDataModule(pl.LightningDataModule, ABC):
             num_workers=self.num_workers if part.modality == "image" else 0,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_begin_worker,
         )
+
+
+class _Batches(Dataset[Any]):
+    """Batches of given rows."""
+
+    def __init__(self, items: Sequence[Item], transform: Transform, collate: Collate, batches: Sequence[Rows]) -> None:
+        self.items, self.transform, self.collate, self.batches = items, transform, collate, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[Rows, Any]:
+        rows = self.batches[index]
+        return rows, self.collate([self.transform(self.items[row]) for row in rows])
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _begin_worker(worker: int) -> None:
+    end_with_parent()
 
 
 class _Rows(Dataset[Any]):

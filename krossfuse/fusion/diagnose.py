@@ -341,7 +341,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from krossfuse.data.embeddings import EmbeddingsFile
+    from krossfuse.features.embeddings import EmbeddingsFile
 
     method = partial(
         RPKrossFuse,

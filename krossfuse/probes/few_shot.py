@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
@@ -24,7 +24,7 @@ from krossfuse.probes.rows import (
     part_labels,
     unit_rows,
 )
-from krossfuse.probes.solvers import fit_logistic_batch
+from krossfuse.probes.solvers import fit_logistic_batch, fit_ridge_batch
 from krossfuse.probes.subsets import FewShotSubset, draw_few_shot
 
 FORMS = ("I", "I+T", "T")
@@ -208,7 +208,7 @@ class FewShot(Probe):
         for batch in _batches(problems, space[Part(TRAIN, "image")].shape[1]):
             x, y, weight = self._padded(space, name, batch, labels)
             if self.classifier == "ridge":
-                weights, biases = ridge_grid(x, y, weight, self.grid, n_classes)
+                weights, biases = fit_ridge_batch(x, y, weight, self.grid, n_classes)
             else:
                 fit = fit_logistic_batch(x, y, n_classes=n_classes, C=self.grid, weight=weight, tol=self.tol)
                 weights, biases = fit.weights, fit.intercepts
@@ -317,30 +317,3 @@ def _batches(problems: list[_Problem], dim: int) -> Iterator[list[_Problem]]:
     longest = max(len(p.images) + len(p.texts) for p in problems)
     for block in blocks(len(problems), max(1, _BATCH_VALUES // (longest * dim))):
         yield problems[block]
-
-
-def ridge_grid(x: Tensor, y: Tensor, weight: Tensor, grid: Sequence[float], n_classes: int) -> tuple[Tensor, Tensor]:
-    """Solve P ridge classifiers, each for all of ``grid`` with one decomposition of its Gram matrix.
-
-    Args:
-        x: (P, n, dim) samples.
-        y: (P, n) int64 labels; targets are 1 for the label and -1 elsewhere.
-        weight: (P, n) sample weights, 0 for padding.
-        grid: values of 1/alpha, where the penalty is alpha·‖W‖² and the intercept is free.
-        n_classes: number of classes K.
-
-    Returns:
-        weights (P, n_C, K, dim) and intercepts (P, n_C, K), those of scikit-learn's ``RidgeClassifier``.
-    """
-    root = weight.sqrt()[..., None].double()
-    total = weight.double().sum(1)[:, None, None]
-    target = 2.0 * nn.functional.one_hot(y, n_classes).double() - 1
-    mean_x, mean_t = ((root.square() * v.double()).sum(1, keepdim=True) / total for v in (x, target))
-    centred = (x.double() - mean_x) * root
-    values, vectors = torch.linalg.eigh(centred @ centred.mT)
-    spread = vectors.mT @ ((target - mean_t) * root)
-    alpha = 1 / torch.tensor(grid, dtype=torch.float64)[None, :, None, None]
-    dual = vectors[:, None] @ (spread[:, None] / (values.clamp_min(0)[:, None, :, None] + alpha))
-    weights = (dual.mT.flatten(1, 2) @ centred).reshape(len(x), len(grid), n_classes, -1)
-    intercepts = mean_t - torch.einsum("pckd,pd->pck", weights, mean_x[:, 0])
-    return weights.to(x.dtype), intercepts.to(x.dtype)

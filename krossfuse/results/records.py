@@ -377,7 +377,7 @@ def read_runs(folder: str | Path) -> list[Run]:
     return runs
 
 
-OUTSIDE_DIGEST = frozenset({"seed", "paths", "logger", "hydra", "name", "experiment", "extraction", "figures"})
+OUTSIDE_DIGEST = frozenset({"seed", "paths", "logger", "hydra", "name", "experiment", "extraction", "store", "figures"})
 """Top keys of the configuration that change no figure's meaning."""
 
 

@@ -1,98 +1,70 @@
-"""The Hydra application: composing, checking and reporting, with errors that say what was meant."""
+"""Errors that are the user's to mend: one message that says what was meant, and an exit status; no traceback."""
 
 from __future__ import annotations
 
 import difflib
-import functools
-import logging
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import hydra
-import platformdirs
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from krossfuse.app.paths import CONFIG_DIR
 from krossfuse.core.errors import KrossFuseError, did_you_mean
 
-log = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).resolve().parent
-CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""The configuration groups: inside the package in a wheel, beside it in a checkout."""
-
-
-def cache_dir(name: str) -> str:
-    """Return a folder of KrossFuse's own in the user's cache (overridden by KROSSFUSE_CACHE)."""
-    return str(Path(os.environ.get("KROSSFUSE_CACHE") or platformdirs.user_cache_dir("krossfuse")) / name)
-
-
-OmegaConf.register_new_resolver("krossfuse_cache", cache_dir, replace=True)
-
-
-@functools.cache
-def _checked(resolved: str) -> None:
-    from krossfuse.run import build
-
-    cfg = OmegaConf.to_container(OmegaConf.create(resolved))
-    assert isinstance(cfg, dict)
-    build({str(key): value for key, value in cfg.items()}, "check")
-
-
-def check(cfg: DictConfig) -> None:
-    """Build every component of a job, which validates it, and throw them away. Loads no data and no weights.
-
-    Raises:
-        ConfigError: a value is impossible.
-    """
-    from krossfuse.run import job_config
-
-    _checked(OmegaConf.to_yaml(OmegaConf.create(job_config(cfg))))
-
-
-@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
-def hydra_main(cfg: DictConfig) -> None:
-    """Run one job: what Hydra calls for a single run, and for each job of a sweep."""
-    from krossfuse.run import run
-
-    job = HydraConfig.get()
-    run(cfg, Path(job.runtime.output_dir), fusion=job.runtime.choices["fusion"], with_report=job.mode == RunMode.RUN)
-
-
-def _flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
+def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a configuration."""
     if isinstance(node, dict):
         for key, value in node.items():
             if str(key).startswith("_"):  # _target_ and _partial_ are no options
                 continue
             yield f"{prefix}{key}"
-            yield from _flat_keys(value, f"{prefix}{key}.")
+            yield from flat_keys(value, f"{prefix}{key}.")
 
 
-def _valid_keys(overrides: list[str]) -> list[str]:
-    """Return the dotted keys of the configuration that the groups chosen in ``overrides`` give."""
-    from hydra.core.global_hydra import GlobalHydra
+class _Composer:
+    """Composes the configuration once more, with the user's folders, for its keys and its groups' options."""
 
-    groups = []
-    for override in overrides:
-        group, _, option = override.partition("=")
-        if option and (CONFIG_DIR / group).is_dir():
-            # In a sweep an option is a list of choices; the first is as good as any for the names of the keys.
-            groups.append(override if option.startswith("[") else f"{group}={option.split(',')[0]}")
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+    def __enter__(self) -> _Composer:
+        import hydra
+        from hydra.core.global_hydra import GlobalHydra
+
+        GlobalHydra.instance().clear()
+        self._context = hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3")
+        self._context.__enter__()
+        self._loader = GlobalHydra.instance().config_loader()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._context.__exit__(*error)
+
+    def options(self, group: str) -> list[str]:
+        """Return the options of a group; none if there is no such group."""
+        from hydra.core.object_type import ObjectType
+
+        return sorted(set(self._loader.get_group_options(group, results_filter=ObjectType.CONFIG)))
+
+    def keys(self, overrides: list[str]) -> list[str]:
+        """Return the dotted keys that the groups chosen in ``overrides`` give."""
+        import hydra
+
+        groups = []
+        for override in overrides:
+            group, _, option = override.partition("=")
+            if option and self.options(group):
+                # In a sweep an option is a list of choices; the first is as good as any for the names of the keys.
+                groups.append(override if option.startswith("[") else f"{group}={option.split(',')[0]}")
         try:
             cfg = hydra.compose("config", overrides=groups)
         except HydraException:  # an option from another folder, say: then there is no hint
             return []
-    return list(_flat_keys(OmegaConf.to_container(cfg, resolve=False)))
+        return list(flat_keys(OmegaConf.to_container(cfg, resolve=False)))
 
 
 def explain(error: BaseException, overrides: list[str]) -> str:
@@ -100,7 +72,8 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     key = re.search(r"Could not override '([^']+)'|Could not append to config.*'([^']+)'", str(error))
     if key:
         bad = (key[1] or key[2]).lstrip("+~")
-        valid = _valid_keys(overrides)
+        with _Composer() as composer:
+            valid = composer.keys(overrides)
         if bad in valid:  # of the first of several choices, that is
             return f"one of the chosen options has no key {bad!r}: sweep it in a grid of its own (hydra.sweeper.grids)"
         near = difflib.get_close_matches(bad, valid, n=1, cutoff=0.5)
@@ -113,7 +86,8 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     missing = re.search(r"Could not (?:load|find) '([^']+)/([^'/]+)'", str(error))
     if missing:
         group, name = missing.groups()
-        options = sorted(file.stem for file in (CONFIG_DIR / group).glob("*.yaml"))
+        with _Composer() as composer:
+            options = composer.options(group)
         return f"group {group!r} has no option {name!r}{did_you_mean(name, options)}; it has: {', '.join(options)}"
     return str(error).strip()
 

@@ -13,8 +13,9 @@ from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, Part
-from krossfuse.data import embeddings
-from krossfuse.data.embeddings import EmbeddingsFile, save_embeddings
+from krossfuse.data.common import make_prompts
+from krossfuse.features.embeddings import EmbeddingsFile, save_embeddings
+from krossfuse.features.embeddings import rows as rows_module
 
 NAMES = ["cat", "dog", "otter"]
 PLAIN = Part.prompts("class", "default")
@@ -86,14 +87,13 @@ def test_a_file_of_numpy(write, suffix, dtype):
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
-def test_round_trip(write, tmp_path, suffix, toy):
+def test_round_trip(write, tmp_path, suffix):
     """Captions, two label sets (one multilabel), several class texts a class, an extra split, both experts."""
-    info = toy().info
     rng = torch.Generator().manual_seed(0)
     topics = {split: torch.rand(6, 4, generator=rng) < 0.5 for split in (*SPLITS, "ood")}
     topics["train"][0] = True
-    labels = {**info.label_sets["parity"].labels, "ood": torch.tensor([0, -1, 1, 1, -1, 0])}
-    parity = LabelSet(("even", "odd"), labels, info.label_sets["parity"].prompts)
+    labels = {split: torch.arange(6) % 2 for split in SPLITS} | {"ood": torch.tensor([0, -1, 1, 1, -1, 0])}
+    parity = LabelSet(("even", "odd"), labels, {"plain": make_prompts(["a {}", "{}"], ["even", "odd"])})
     label_sets = {"parity": parity, "topics": LabelSet(("w", "x", "y", "z"), topics, multilabel=True)}
     captions = {split: torch.tensor([5, 0, 0, 2]) for split in SPLITS}
     features = {
@@ -152,10 +152,10 @@ def test_compressed_and_odd_npz(tmp_path):
     assert one.info.label_sets["class"].classes == ("0", "1", "2")
 
 
-@pytest.mark.parametrize("in_memory", [embeddings.IN_MEMORY, 0])
+@pytest.mark.parametrize("in_memory", [rows_module.IN_MEMORY, 0])
 def test_validation_split_is_drawn(write, monkeypatch, in_memory):
-    monkeypatch.setattr(embeddings, "IN_MEMORY", in_memory)
-    monkeypatch.setattr(embeddings, "_BLOCK", 100)
+    monkeypatch.setattr(rows_module, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(rows_module, "_BLOCK", 100)
     made = arrays(splits=("train", "test"))
     caption_of = np.random.default_rng(0).permutation(np.repeat(np.arange(30), 2))
     rng = np.random.default_rng(1)

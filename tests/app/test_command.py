@@ -11,10 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from krossfuse import app
+from krossfuse import __version__, app
 from krossfuse.core.errors import ConfigError
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("data", "pair", "fusion", "fusion/kernel", "fusion/sketch", "probe", "trainer", "logger")
 CASES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 NEEDS: dict[str, list[str]] = {
@@ -56,6 +56,10 @@ def test_every_option_of_every_group_builds(group: str, option: str) -> None:
         ("extraction.batch_size=0", "batch_size=0"),
         ("probe=[]", "probe=\\[\\] measures nothing"),
         ("pair=none", "pair=none has no encoders"),
+        ("name=../../../x", "name='../../../x' must be the name of a folder"),
+        ("name=''", "name='' must be"),
+        ("+extra=1", "no key 'extra'"),
+        ("+fuse.rows=1", "no key 'fuse.rows'"),
     ],
 )
 def test_a_bad_value_is_refused_before_anything_is_loaded(override: str, names: str) -> None:
@@ -97,6 +101,52 @@ def test_a_mistyped_key_or_option_says_what_was_meant(command: Command, argument
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_our_own(command: Command) -> None:
+    assert command("--version").stdout == f"krossfuse {__version__}\n"
+
+
+def test_a_path_that_is_not_there_is_said_once_before_the_first_job(command: Command, tmp_path: Path) -> None:
+    done = command("-m", "data=embeddings", "data.path=nowhere.npz", "seed=0,1,2")
+    assert done.returncode == 2
+    assert done.stderr.count("nowhere.npz") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """A user's own module and configuration, outside the package."""
+    (tmp_path / "mine.py").write_text(
+        "from krossfuse import Concatenation\n\n\nclass Mine(Concatenation):\n"
+        "    def __init__(self, *, inputs, power=1.0):\n        super().__init__(inputs=inputs)\n"
+    )
+    (tmp_path / "conf" / "fusion").mkdir(parents=True)
+    (tmp_path / "conf" / "fusion" / "mine.yaml").write_text("_target_: mine.Mine\n_partial_: true\npower: 1.0\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-dir", "conf", "fusion=mine", "fusion.powr=2"], "did you mean 'fusion.power'?"),
+        (["--config-dir=conf", "fusion=mini"], "did you mean 'mine'?"),
+        (["--config-dir", "konf", "fusion=mine"], "there is no folder"),
+    ],
+)
+def test_hints_know_a_users_own_options(command: Command, own_folder: Path, arguments: list[str], message: str) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_option_of_the_packages_own_name_is_refused(command: Command, own_folder: Path) -> None:
+    (own_folder / "conf" / "fusion" / "gate.yaml").write_text("_target_: mine.Mine\n")
+    done = command("--config-dir", "conf", "fusion=gate")
+    assert done.returncode == 2
+    assert "fusion/gate.yaml is one of krossfuse's own options" in done.stderr
 
 
 def test_help_names_the_groups(command: Command) -> None:
