@@ -12,11 +12,12 @@ import torch
 from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
-from krossfuse.core.errors import ConfigError, did_you_mean
+from krossfuse.core.errors import ConfigError, check_choice, did_you_mean
 from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.parts import Part
 from krossfuse.core.processes import end_with_parent
 from krossfuse.data.common import check_info, digest
+from krossfuse.data.duplicates import CHOICES, check_duplicates
 
 Item = Image | str
 Transform = Callable[[Any], Any]
@@ -35,17 +36,21 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         num_workers: loader processes for image parts (text parts are read in the main process); None = one less
             than the cores at hand, between 1 and 8.
 
+        duplicates: what to do about items that are, by content, in two splits: ``warn``, ``error`` or ``ignore``
+            (:func:`krossfuse.data.duplicates.check_duplicates`).
+
     Raises:
         ConfigError: a bad value.
     """
 
-    def __init__(self, *, batch_size: int = 64, num_workers: int | None = None) -> None:
+    def __init__(self, *, batch_size: int = 64, num_workers: int | None = None, duplicates: str = "warn") -> None:
         super().__init__()
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size={batch_size!r} must be a positive integer")
         if num_workers is not None and (not isinstance(num_workers, int) or num_workers < 0):
             raise ConfigError(f"num_workers={num_workers!r} must be null or a whole number, 0 or more")
         self.batch_size = batch_size
+        self.duplicates = check_choice("data.duplicates", duplicates, CHOICES)
         self.num_workers = min(8, max(1, _cores() - 1)) if num_workers is None else num_workers
         self._loaded: tuple[DatasetInfo, dict[Part, Sequence[Item]]] | None = None
         self._selected: tuple[Part, Transform, Collate, int] | None = None
@@ -64,6 +69,9 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         if self._loaded is None:
             info, items = self.load()
             check_info(info, {part: len(of_part) for part, of_part in items.items()})
+            main = "image" if any(part.modality == "image" for part in items) else "text"
+            compared = {part.split: of_part for part, of_part in items.items() if part.modality == main}
+            check_duplicates(info.name, compared, self.duplicates)
             every = dict(items)
             for name, label_set in info.label_sets.items():
                 for prompt_set, prompts in label_set.prompts.items():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -284,7 +285,12 @@ def with_value(key, row, value, dtype=np.float32):
         (changed(prompts__owner=np.array([0, 1, 3])), "owners outside the 3 classes"),
         (changed(prompts__owner=np.array([0, 1, 1])), r"no text for \['otter'\]"),
         (changed(prompts__kind__default__text__clip=np.ones((3, 6))), "label set 'kind', which has no labels"),
-        (changed(note=np.array("hello")), r"unknown array of texts 'note'"),
+        (changed(note=np.array("hello")), r"unknown array of texts 'note'; the only ones are"),
+        (
+            changed(train__labels=np.array(["cat", "dog"] * 15)),
+            r"'train/labels' holds texts \('cat', 'dog', 'cat', ...\), .* whole numbers; write classes, numbers",
+        ),
+        (changed(splits=np.array("ood")), r"'splits' in the header is not JSON .*'ood'; write it by json.dumps"),
     ],
 )  # fmt: skip
 def test_bad_files(write, made, message):
@@ -349,3 +355,24 @@ def test_the_example_of_the_document(repository, tmp_path, monkeypatch):
         exec(block, names)
     same(names["bundle"], EmbeddingsFile(path="copy.safetensors").bundle())
     assert names["bundle"].info.label_sets["class"].classes == ("cat", "dog", "otter")
+
+
+@pytest.mark.parametrize("text", ["my set", "123", '"my set"'])
+def test_names_in_the_header_are_plain_texts(tmp_path, text):
+    save_file(arrays(), tmp_path / "a.safetensors", metadata={"name": text, "pair": text})
+    bundle = EmbeddingsFile(path=str(tmp_path / "a.safetensors")).bundle()
+    assert bundle.info.name == bundle.pair == text.strip('"')
+    np.savez(tmp_path / "a.npz", **arrays(), name=np.array(text))
+    assert EmbeddingsFile(path=str(tmp_path / "a.npz")).info.name == text.strip('"')
+
+
+def test_check_looks_for_the_file_only(tmp_path, write):
+    source = EmbeddingsFile(path=write(arrays()))
+    source.check()
+    assert source.name == "mine"
+    assert source._bundle is None
+    with pytest.raises(DataError, match=r"data\.path='.*gone\.npz': there is no such file"):
+        EmbeddingsFile(path=str(tmp_path / "gone.npz")).check()
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(DataError, match="it is a named pipe, not a file"):
+        EmbeddingsFile(path=str(tmp_path / "pipe.npz")).bundle()
