@@ -39,9 +39,13 @@ from krossfuse.fusion.module import FusionModule
 from krossfuse.fusion.stream import inputs_of
 from krossfuse.probes.base import EmbeddingSpace, Probe, ProbeResult
 from krossfuse.report.page import report
-from krossfuse.results.records import Record, RunWriter, config_digest, versions
+from krossfuse.results.digest import config_digest, method_digest
+from krossfuse.results.naming import group_name, run_name, run_tags
+from krossfuse.results.records import Record
 from krossfuse.results.snapshot import balanced_rows, make_snapshot, save_snapshot
 from krossfuse.results.trackers import Tracker
+from krossfuse.results.versions import versions
+from krossfuse.results.writer import RunWriter
 
 log = logging.getLogger(__name__)
 
@@ -217,21 +221,18 @@ def fuse(cfg: Plain, bundle: FeatureBundle, folder: Path | None) -> tuple[Fusion
 def records(
     job: Job, method: FusionMethod, bundle: FeatureBundle, name: str, result: ProbeResult, seconds: float
 ) -> list[tuple[Record, Tensor | None]]:
-    """Return one record a figure, with the test items' own scores."""
+    """Return one record a measurement, with the test items' own scores."""
     described = method.describe()
     shared: dict[str, Any] = {
         "data": bundle.info.name,
         "pair": bundle.pair,
         "fusion": job.fusion,
         "dim": method.out_dim,
-        "alignment": described.get("alignment", ""),
-        "sketch": described.get("sketch", ""),
-        "kernel": described.get("kernel", ""),
-        "C": described.get("C"),
         "probe": name,
         "seed": job.cfg["seed"],
         "fusion_config": described,
-        "config_digest": config_digest(job.cfg),
+        "config_digest": config_digest(job.cfg, name),
+        "method_digest": method_digest(job.cfg),
         "versions": versions(),
         "seconds": seconds,
         "deterministic": method.deterministic,
@@ -268,7 +269,9 @@ def run(cfg: DictConfig, folder: Path, *, fusion: str, with_report: bool) -> Non
     job = build(plain, fusion)
     tracker: Tracker = make(plain["logger"], "logger")
     label = job_name(job)
-    with tracker.run(folder, plain, name=label, group=plain["name"]):
+    group = group_name(plain["name"], folder if with_report else folder.parent)
+    tags = run_tags(plain, fusion)
+    with tracker.run(folder, plain, name=run_name(plain, fusion), group=group, job_type="run", tags=tags):
         with RunWriter(folder) as writer:
             writer.write_config(plain)
             bundle = features(plain)
@@ -375,7 +378,8 @@ def report_sweep(cfg: DictConfig, folder: Path) -> None:
     tracker: Tracker = make(OmegaConf.to_container(cfg.logger, resolve=True), "logger")
     written = report(folder)
     about = {"name": cfg.name, "overrides": list(cfg.hydra.overrides.task)}
-    with tracker.run(folder, about, name=f"{cfg.name}-report", group=str(cfg.name), tags=["report"]):
+    group = group_name(str(cfg.name), folder)
+    with tracker.run(folder, about, name=f"{group} report", group=group, job_type="report", tags=["report"]):
         log_report(tracker, written)
 
 
@@ -384,7 +388,7 @@ def log_report(tracker: Tracker, written: list[Path]) -> None:
     for path in written:
         if path.suffix == ".csv":
             tracker.log_table(path.stem, pd.read_csv(path))
-    tracker.log_figures(path for path in written if path.suffix == ".png")
+    tracker.log_pictures(path for path in written if path.suffix == ".png")
     log.info("report: %s", written[0].parent)
 
 
