@@ -38,6 +38,7 @@ from krossfuse.fusion.io import check_saveable, save_fusion
 from krossfuse.fusion.module import FusionModule
 from krossfuse.fusion.stream import inputs_of, kernel_of, roles_of
 from krossfuse.probes.base import EmbeddingSpace, Probe
+from krossfuse.results.naming import run_name, run_tags
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +112,12 @@ class FuseAndProbe(Kind):
             check_saveable(built.method)
 
     def label(self, built: Job) -> str:
-        """Return the method, its alignment and dimension, and the seed."""
-        fusion = built.cfg["fusion"]
-        parts = [str(fusion[key]) for key in ("alignment", "dim") if fusion.get(key) is not None]
-        return "-".join([built.fusion, *parts, f"seed{built.cfg['seed']}"])
+        """Return the method, what it is on, and whatever else tells it from the others of a sweep."""
+        return run_name(built.cfg, built.fusion)
+
+    def tags(self, built: Job) -> list[str]:
+        """Return the method, the data, the pair and the probes."""
+        return run_tags(built.cfg, built.fusion)
 
     def run(self, built: Job, session: Session) -> None:
         """Features, fusion, probes, records."""

@@ -282,11 +282,12 @@ def test_errors_name_item_part_and_what_is_missing() -> None:
 
 
 def test_the_bundled_pair_streams_emoji(tmp_path: Path) -> None:
+    from krossfuse.features.store import FeatureStore
+
     from krossfuse.data.openmoji import OpenMoji
     from krossfuse.encoders.bundled import EfficientNetLite0, OpenMojiCLIP
     from krossfuse.encoders.pair import Pair
     from krossfuse.features import extract as extraction
-    from krossfuse.features.store import FeatureStore
 
     data = OpenMoji(limit=10, num_workers=0)
     experts = {"efficientnet_lite0": EfficientNetLite0()}
