@@ -59,8 +59,9 @@ class Mechanism(ABC):
     @property
     def settings(self) -> str:
         """The settings that both sides must share, in words."""
-        options = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
-        return f"{self.name}({options})"
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        canonical = {name: float(value) if isinstance(value, int) else value for name, value in values.items()}
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in canonical.items())})"
 
     def described(self) -> dict[str, Any]:
         """Return name and settings as a JSON-able mapping, for the records."""

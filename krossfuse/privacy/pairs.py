@@ -152,6 +152,12 @@ class Round:
             raise ConfigError(f"sampling rate {self.rate!r} must be above 0 and at most 1")
 
     @property
+    def largest_loss(self) -> float:
+        """A loss of the sampled round, of either sign, that is exceeded with probability below 1e-17."""
+        most = self.pair.largest_loss
+        return most if self.rate == 1 or most > 700 else math.log1p(self.rate * math.expm1(most))
+
+    @property
     def pair(self) -> Pair:
         """The pair of the round without sampling."""
         return GaussianPair(self.multiplier) if self.law == "gaussian" else LaplacePair(self.multiplier)

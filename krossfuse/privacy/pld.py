@@ -26,7 +26,10 @@ LEAST_DELTA = 1e-10
 """Below it the convolution's rounding would show."""
 _STEPS = 4_000
 """Grid steps within ε."""
+_MOST_HALF = 1 << 16
+"""Grid steps within the largest loss of one round."""
 _MOST_POINTS = 1 << 23
+"""Of the composed loss."""
 
 
 def gaussian_delta(epsilon: float, multiplier: float) -> float:
@@ -61,13 +64,13 @@ def pld_epsilon(rounds: Mapping[Round, int], delta: float) -> float:
     if one:
         others[one] = 1
     upper = rdp_epsilon(rounds, delta)
-    step = max(upper, 1e-6) / _STEPS
+    step = max([upper / _STEPS, *(r.largest_loss / _MOST_HALF for r in others)])
     directions: tuple[Direction, ...] = ("remove", "add")
     if all(r.relation == "replace" or r.rate == 1 for r in others):
         directions = ("replace",)
     elif any(r.relation == "replace" for r in others):
         raise ConfigError("sampled rounds of two relations (zero_out and replace) cannot be composed in one account")
-    return max(_composed_epsilon(others, delta, step, direction, upper) for direction in directions)
+    return min(upper, max(_composed_epsilon(others, delta, step, direction, upper) for direction in directions))
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,7 @@ def grid_loss(r: Round, step: float, direction: Direction) -> GridLoss:
             Dong and Wang, Optimal accounting of differential privacy via characteristic function, arXiv 2106.08567,
             proposition 30).
     """
-    most = math.ceil(r.pair.largest_loss / step) + 1
-    if 2 * most > _MOST_POINTS:
-        raise ConfigError(
-            f"noise multiplier {r.multiplier:g} with sampling rate {r.rate:g} has losses up to "
-            f"{r.pair.largest_loss:.3g}: too far apart for the PLD accountant; choose 'rdp'"
-        )
+    most = math.ceil(r.largest_loss / step) + 1
     integers = np.arange(-most, most + 1)
     edges: Floats = (integers * step).astype(np.float64)
     if direction == "replace" and r.rate < 1:

@@ -94,7 +94,7 @@ class Quantiser:
 
     @property
     def _chunk(self) -> int:
-        return max(2, self.chunk // self.lattice.dim // 2 * 2)  # even: neighbours share a Box-Muller pair
+        return max(4, self.chunk // self.lattice.dim // 4 * 4)  # two share a Box-Muller pair, two pairs share a word
 
     def scales(self, key: Key, m: int) -> Floats:
         """Return the (m,) scales a = r/ρ of m blocks."""
@@ -202,12 +202,13 @@ class Dithers:
         self._stream = Stream(self._key, f"{self._name}/{self._pass}")
 
     def draw(self, m: int) -> Floats:
-        """Return the next (n, m) dithers; m is even unless they are the last of the pass."""
+        """Return the next (n, m) dithers; m is even, unless they are the last of the pass."""
         n = self._lattice.dim
         uniforms = self._stream.uniforms(n * m)
         if n == 1:
             return uniforms[None]
-        return np.multiply(uniforms.reshape(m, n).T, self._period, order="C")
+        columns: Floats = np.multiply(uniforms.reshape(m, n).T, self._period, order="C")
+        return columns
 
 
 def to_blocks(x: NDArray, n: int) -> Floats:
@@ -220,16 +221,17 @@ def to_blocks(x: NDArray, n: int) -> Floats:
 
 def from_blocks(columns: Floats, d: int) -> Floats:
     """Return the (d,) numbers of :func:`to_blocks`."""
-    return np.ravel(columns, order="F")[:d]
+    values: Floats = np.ravel(columns, order="F")[:d]
+    return values
 
 
 def check_finite(update: NDArray) -> None:
     """Check that an update is a vector of finite numbers.
 
     Raises:
-        DataError: it has another shape, or NaN or infinity; the message names the first place.
+        DataError: it has another shape or no coordinate, or NaN or infinity; the message names the first place.
     """
-    if update.ndim != 1:
+    if update.ndim != 1 or not update.size:
         raise DataError(f"an update is one vector of all parameters; this has shape {update.shape}: flatten it")
     if not np.isfinite(update).all():
         place = int(np.flatnonzero(~np.isfinite(update))[0])

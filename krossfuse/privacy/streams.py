@@ -103,7 +103,7 @@ class ChiSquare:
         self._odd = (Stream(key, f"{name}/pair"), Stream(key, f"{name}/turn")) if degrees % 2 else None
 
     def draw(self, count: int) -> Floats:
-        """Return the next ``count`` variates; an even number unless it is the last call."""
+        """Return the next ``count`` variates; a multiple of 4, unless it is the last call."""
         product = self._products[0].open_uniforms(count)
         for stream in self._products[1:]:
             product *= stream.open_uniforms(count)
