@@ -106,9 +106,11 @@ def report_sweep(cfg: DictConfig, folder: Path) -> None:
     from krossfuse.app.build import make
     from krossfuse.app.job import log_report
     from krossfuse.report.page import report
+    from krossfuse.results.naming import group_name
 
     tracker = make(OmegaConf.to_container(cfg.logger, resolve=True), "logger")
     written = report(folder)
     about = {"name": cfg.name, "overrides": list(cfg.hydra.overrides.task)}
-    with tracker.run(folder, about, name=f"{cfg.name}-report", group=str(cfg.name), tags=["report"]):
+    group = group_name(str(cfg.name), folder)
+    with tracker.run(folder, about, name=f"{group} report", group=group, job_type="report", tags=["report"]):
         log_report(tracker, written)
