@@ -55,10 +55,10 @@ def row_spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.f
 class Agreement(Probe):
     """Agreement of an embedding with the cross-modal encoder's own (``space.reference``).
 
-    Figures: ``spearman``, the rank correlation of image-text similarities in the two spaces: ``image-text`` over all
-    pairs together, ``image->text`` the mean over images of the correlation over texts, ``text->image`` the other way;
-    ``zero_shot_agreement``, the share of equal zero-shot decisions, by label set and prompt set; ``modality_gap`` of
-    the fused (``space: fused``) and the cross-modal embedding (``space: cross_modal``), see :func:`modality_gap`.
+    Measurements: ``spearman``, the rank correlation of image-text similarities in the two spaces: ``image-text`` over
+    all pairs together, ``image->text`` the mean over images of the correlation over texts, ``text->image`` the other
+    way; ``zero_shot_agreement``, the share of equal zero-shot decisions, by label set and prompt set; ``modality_gap``
+    of the fused (``space: fused``) and the cross-modal embedding (``space: cross_modal``), see :func:`modality_gap`.
     Texts are those of the split or, where it has none, all class texts.
 
     Args:

@@ -33,7 +33,7 @@ class KernelProbe(Probe):
 
     In the dual, scores are ``Σᵢ aᵢ·k(·, xᵢ) + b``; the objectives are those of
     :class:`~krossfuse.probes.RidgeProbe` and :class:`~krossfuse.probes.LinearProbe` in the kernel's feature space, so
-    for a linear kernel they are equal. Time grows with n³ and memory with n², hence ``max_items``. Figures, by
+    for a linear kernel they are equal. Time grows with n³ and memory with n², hence ``max_items``. Measurements, by
     classifier (in the protocol): as of the linear probe.
 
     Args:

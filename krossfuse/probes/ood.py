@@ -25,9 +25,9 @@ class OutOfDistribution(Probe):
     """Accuracy on the dataset's own test split and on shifted ones, whose items no head has been fitted or chosen on.
 
     ``linear`` is :class:`~krossfuse.probes.LinearProbe` on this dataset's training and validation splits;
-    ``zero_shot`` is :class:`~krossfuse.probes.ZeroShot` with the first prompt set of the label set. Figures, by head
-    (in ``form``) and ``split``: ``accuracy`` and ``mean_per_class_accuracy``; by head, ``shifted_accuracy``, the mean
-    of the accuracies on the shifted splits, each counting alike. A shifted split may lack classes.
+    ``zero_shot`` is :class:`~krossfuse.probes.ZeroShot` with the first prompt set of the label set. Measurements, by
+    head (in ``form``) and ``split``: ``accuracy`` and ``mean_per_class_accuracy``; by head, ``shifted_accuracy``, the
+    mean of the accuracies on the shifted splits, each counting alike. A shifted split may lack classes.
 
     Args:
         splits: the shifted splits, or None for every ``test_...`` that the space has.

@@ -77,6 +77,12 @@ def similarity_rows(block: Tensor, what: object, similarity: str, *, rows: Tenso
     return finite_rows(block, what, rows=rows).double()
 
 
+def largest(block: Tensor) -> float:
+    """Return the largest magnitude in a block that is not empty."""
+    low, high = torch.aminmax(block)
+    return max(-float(low), float(high))
+
+
 def check_range(
     size: float, shape: tuple[int, int], dtype: torch.dtype, what: object, *, way_out: str = "scale the embeddings"
 ) -> None:
