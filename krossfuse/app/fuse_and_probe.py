@@ -27,7 +27,7 @@ from krossfuse.core.errors import (
     check_positive,
 )
 from krossfuse.core.labels import DatasetInfo
-from krossfuse.core.parts import CROSS_MODAL, SPLITS, TEST
+from krossfuse.core.parts import CROSS_MODAL
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import EncoderModule
@@ -37,7 +37,8 @@ from krossfuse.fusion.base import FusionMethod, InputSpec
 from krossfuse.fusion.io import check_saveable, save_fusion
 from krossfuse.fusion.module import FusionModule
 from krossfuse.fusion.stream import inputs_of, kernel_of, roles_of
-from krossfuse.probes.base import EmbeddingSpace, Probe
+from krossfuse.probes.base import Probe
+from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.results.naming import run_name, run_tags
 
 log = logging.getLogger(__name__)
@@ -266,11 +267,11 @@ def fuse(
     )
     if isinstance(source, Raw):
         data = source.data
-        space = EmbeddingSpace(info, parts)
+        space = EmbeddingSpace(info, parts, trainers=trainers)
         return Fused(module, space, source.pair.name, lambda part, rows: module.encode_part(data, part, rows))
     bundle = source
     reference = {part: roles[CROSS_MODAL] for part, roles in bundle.features.items() if CROSS_MODAL in roles}
-    space = EmbeddingSpace(info, parts, kernel_of(method, bundle), reference)
+    space = EmbeddingSpace(info, parts, kernel_of(method, bundle), reference, trainers)
     return Fused(module, space, bundle.pair, lambda part, rows: {r: x[rows] for r, x in bundle[part].items()})
 
 
@@ -284,14 +285,11 @@ def check_names(job: Job, info: DatasetInfo) -> None:
         name = job.cfg[option]["label_set"]
         if name is not None:
             check_choice(f"{option}.label_set", name, info.label_sets)
-    labelled = [split for label_set in info.label_sets.values() for split in label_set.labels]
-    splits = list(dict.fromkeys([*SPLITS, *labelled, *info.caption_of]))
     for name, probe in job.probes.items():
-        chosen = getattr(probe, "splits", None) or [getattr(probe, "split", TEST)]
-        for split in chosen:
-            check_choice(f"probe.{name}: split", split, splits)
-        for label_set in getattr(probe, "label_sets", None) or []:
-            check_choice(f"probe.{name}: label_sets", label_set, info.label_sets)
+        try:
+            probe.check(info)
+        except ConfigError as error:
+            raise ConfigError(f"probe.{name}: {error}") from None
 
 
 def probe_all(job: Job, fused: Fused, session: Session) -> None:
@@ -302,9 +300,12 @@ def probe_all(job: Job, fused: Fused, session: Session) -> None:
     """
     method, space = fused.module.method, fused.space
     probed = False
+    reasons: list[str] = []
     for name, probe in job.probes.items():
-        if not probe.applies(space):
-            log.info("%s: probe %s does not apply (it lacks a modality, labels, or enough items)", session.label, name)
+        reason = probe.why_not(space)
+        if reason is not None:
+            reasons.append(f"{name}: {reason}")
+            log.info("%s: probe %s does not apply: %s", session.label, name, reason)
             continue
         start = time.perf_counter()
         result = probe.evaluate(space, seed=job.cfg["seed"])
@@ -326,5 +327,6 @@ def probe_all(job: Job, fused: Fused, session: Session) -> None:
         probed = True
     if not probed:
         raise DataError(
-            f"none of the probes {list(job.probes)} applies to {session.label}: it encodes {method.modalities}"
+            f"none of the probes {list(job.probes)} applies to {session.label}, which encodes {method.modalities}: "
+            f"{'; '.join(reasons)}"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from krossfuse.core.parts import CROSS_MODAL, TEST, Part
-from krossfuse.probes.base import EmbeddingSpace
+from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.results.snapshot import balanced_rows, make_snapshot, save_snapshot
 
 FeaturesOf = Callable[[Part, Tensor], Mapping[str, Tensor]]

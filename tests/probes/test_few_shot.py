@@ -14,8 +14,9 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
 from krossfuse.core.parts import Part
 from krossfuse.probes import FewShot
-from krossfuse.probes.base import EmbeddingSpace, ProbeResult
+from krossfuse.probes.base import ProbeResult
 from krossfuse.probes.solvers import fit_ridge_batch
+from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.probes.subsets import FewShotSubset
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -167,9 +168,9 @@ def test_forms_need_their_texts() -> None:
 
 def test_bad_input_is_named() -> None:
     space = make_space()
-    with pytest.raises(DataError, match="'fancy'"):
+    with pytest.raises(ConfigError, match="'fancy'"):
         FewShot(shots=[1], prompt_set="fancy").evaluate(space, seed=0)
-    with pytest.raises(DataError, match="'klass'"):
+    with pytest.raises(ConfigError, match="'klass'"):
         FewShot(label_sets=["klass"]).evaluate(space, seed=0)
     broken = space[TRAIN].clone()
     broken[:] = float("nan")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from krossfuse.core.blocks import blocks
+from krossfuse.probes.rows import normalised
 
 _BLOCK_VALUES = 1 << 24  # in one block of rows: 64 MB of float32
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -59,7 +60,7 @@ class Rows:
 
     def _read(self, block: Tensor) -> Tensor:
         block = block.to(self.device, self.dtype)
-        return torch.nn.functional.normalize(block, dim=2) if self.normalise else block
+        return normalised(block) if self.normalise else block
 
     def sample(self, count: int) -> Tensor:
         """Return (batch, count, d) rows at even distances."""
