@@ -3,8 +3,8 @@
 All times are CPU seconds of one process with one thread, each the best of ``--repeats``; speeds are coordinates a
 second. Written, among others:
 
-* ``quantise_ratio``: encode and decode of the Gaussian n = 1 quantiser over a million coordinates, against the loop over
-  coordinates of the released code, in the same run;
+* ``quantise_ratio``: encode and decode of the Gaussian n = 1 quantiser over a million coordinates, against the loop
+  over coordinates of the released code, in the same run;
 * ``message_ratio``: the same with the range coder, the header and the checks, update to bytes and back;
 * ``bits``: by s/σ and lattice, bits a coordinate of whole messages (header included, ``--coordinates`` of them), the
   information-theoretic ``floor`` I(X; X + Z), the ``gap`` above it, and ``theory``, the gap at high resolution;
