@@ -241,11 +241,11 @@ class FewShot(Probe):
             x[i, :n], y[i, :n], weight[i, :n] = self._read(space, image_part, p.images), labels[p.images], 1.0
             if not len(p.texts):
                 continue
-            own = owner[p.texts]
-            x[i, n:end], y[i, n:end], weight[i, n:end] = self._read(space, p.text_part, p.texts), own, 1.0
+            classes = owner[p.texts]
+            x[i, n:end], y[i, n:end], weight[i, n:end] = self._read(space, p.text_part, p.texts), classes, 1.0
             if self.text_weight is not None:
                 together = p.subset.shots if isinstance(self.text_weight, str) else self.text_weight
-                weight[i, n:end] = together / torch.bincount(own)[own].to(x.dtype)
+                weight[i, n:end] = together / torch.bincount(classes)[classes].to(x.dtype)
         return x, y, weight
 
     def _dtype(self, space: EmbeddingSpace) -> torch.dtype:

@@ -142,8 +142,8 @@ class GridProbe(HeadProbe):
         x = [space[part] for part in parts]
         sets = [space.info.label_sets[name] for name in names]
         labels = [[item_labels(space, part, name) for part in parts] for name in names]
-        joined = [torch.cat(own) for own in labels]
-        train = [Target(own[0], len(s.classes), s.multilabel) for own, s in zip(labels, sets, strict=True)]
+        joined = [torch.cat(by_part) for by_part in labels]
+        train = [Target(by_part[0], len(s.classes), s.multilabel) for by_part, s in zip(labels, sets, strict=True)]
         both = [replace(target, labels=y) for target, y in zip(train, joined, strict=True)]
         every = [selection.grid] * len(names)
         if selection.on_val:

@@ -207,9 +207,12 @@ class TextProbe(Probe):
         ]
         measurements: list[Measurement] = []
         for name in names:
-            own = [i for i, r in enumerate(rounds) if r.label_set == name]
+            of_set = [i for i, r in enumerate(rounds) if r.label_set == name]
             measurements += _measurements(
-                [rounds[i] for i in own], [chosen[i].C for i in own], [hits[i] for i in own], protocol
+                [rounds[i] for i in of_set],
+                [chosen[i].C for i in of_set],
+                [hits[i] for i in of_set],
+                protocol,
             )
         return ProbeResult(
             measurements,
@@ -268,6 +271,6 @@ def _measurements(rounds: list[Round], selected: list[float], hits: list[Tensor]
     )
     if protocol == "k-fold":
         for fold, (value, r, C, right) in enumerate(zip(accuracies, rounds, selected, hits, strict=True)):
-            own = {"subset_seed": fold, "selected_C": C, "n_test": len(r.test)}
-            measurements.append(Measurement("fold_accuracy", value, "text", name, own, right.float()))
+            of_fold = {"subset_seed": fold, "selected_C": C, "n_test": len(r.test)}
+            measurements.append(Measurement("fold_accuracy", value, "text", name, of_fold, right.float()))
     return measurements
