@@ -55,10 +55,10 @@ def nystrom(rows: Rows, *, centred: bool) -> Spectrum:
     """Sketch the covariance of an unbatched set of rows from an even sample of them."""
     count = min(rows.n, SKETCH_ROWS)
     sample = rows.sample(count)[0]
-    size = float(sample.double().square().sum())
+    size = float(torch.linalg.vector_norm(sample))
     if centred:
         sample = sample - sample.mean(0)
-    if float(sample.double().square().sum()) <= (_ROUNDING * torch.finfo(rows.dtype).eps) ** 2 * size:
+    if float(torch.linalg.vector_norm(sample)) <= _ROUNDING * torch.finfo(rows.dtype).eps * size:
         # The features are constant: there is no covariance, and λ alone is the Hessian.
         return Spectrum(sample.new_zeros(1, rows.d))
     rank = min(rows.d, SKETCH_RANK)
