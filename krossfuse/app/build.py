@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from krossfuse.app.kind import Kind, Plain
 from krossfuse.core.errors import ConfigError, KrossFuseError, did_you_mean
+from krossfuse.core.plugins import VARIABLE, plugin_modules
 
 COMMON: dict[str | None, tuple[str, ...]] = {
     None: ("name", "seed", "paths", "job", "trainer", "logger"),
@@ -43,6 +45,25 @@ def make(node: Any, name: str) -> Any:
                 raise type(cause)(f"{name}: {cause}") from None
             cause = cause.__cause__ or cause.__context__
         raise ConfigError(f"{name}: {error}") from None
+
+
+def trust_modules_of(node: Any) -> None:
+    """Let a saved fusion be made of the user's own classes that a configuration names: she has named them herself."""
+    modules = [target.rpartition(".")[0] for target in _targets(node)]
+    fresh = [module for module in modules if module.partition(".")[0] not in ("krossfuse", "torch")]
+    if fresh:
+        os.environ[VARIABLE] = ",".join(plugin_modules(fresh))
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for child in node.values():
+            yield from _targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _targets(child)
 
 
 def check_keys(cfg: Plain, sections: Mapping[str | None, Iterable[str]]) -> None:

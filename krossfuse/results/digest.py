@@ -8,7 +8,8 @@ A digest covers what can change a measurement, and nothing else. Left out are, k
 * ``paths``, ``store``: where runs and stored features lie.
 * ``logger``, ``figures``, ``save_fusion``: what is shown or kept of a run once it has been measured.
 * ``extraction``: how many items are encoded at a time, and whether a bar shows it; features do not depend on it.
-* ``fuse.block_rows``, ``fuse.memory_limit``: how many rows are fused at a time, and whether they lie in a file.
+* ``fuse.block_rows``, ``fuse.memory_limit``, ``fuse.stream``: how many rows are fused at a time, and whether they lie
+  in memory, in a file or nowhere.
 * ``trainer``: where Lightning works (accelerator, devices, strategy), what it prints and what it keeps. The same draws
   are used on every device, and rounding differs between devices no more than between versions of torch, which are in
   no digest either. ``precision`` rounds on purpose and stays in, and so does every option of a Trainer that
@@ -37,7 +38,7 @@ OUTSIDE_DIGEST = frozenset(
 """Top keys of the configuration that change no measurement."""
 
 OUTSIDE: dict[str, frozenset[str]] = {
-    "fuse": frozenset({"block_rows", "memory_limit"}),
+    "fuse": frozenset({"block_rows", "memory_limit", "stream"}),
     "data": frozenset({"batch_size", "num_workers", "download", "digest"}),
     "probe": frozenset({"block_rows", "device", "accelerator"}),
     "trainer": frozenset(
