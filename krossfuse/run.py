@@ -270,8 +270,11 @@ def run(cfg: DictConfig, folder: Path, *, fusion: str, with_report: bool) -> Non
     tracker: Tracker = make(plain["logger"], "logger")
     label = job_name(job)
     group = group_name(plain["name"], folder if with_report else folder.parent)
-    tags = run_tags(plain, fusion)
-    with tracker.run(folder, plain, name=run_name(plain, fusion), group=group, job_type="run", tags=tags):
+    pair = job.pair.name if job.pair else ""
+    data = job.data.name or Path(str(plain["data"].get("path", ""))).stem  # a file may bring the dataset's name
+    name = run_name(plain, data=data, pair=pair, fusion=fusion)
+    tags = run_tags(data, pair, fusion, *job.probes)
+    with tracker.run(folder, plain, name=name, group=group, job_type="run", tags=tags):
         with RunWriter(folder) as writer:
             writer.write_config(plain)
             bundle = features(plain)
