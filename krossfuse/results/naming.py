@@ -11,26 +11,27 @@ from krossfuse.results.digest import config_digest
 from krossfuse.results.records import LINE_FIELDS
 
 
-def run_name(config: Mapping[str, Any], fusion: str) -> str:
+def run_name(config: Mapping[str, Any], *, data: str, pair: str, fusion: str) -> str:
     """Return a job's name: what it is run on, the method with its options, the seed, and a few digits of its digest.
 
     Args:
         config: the job's resolved configuration.
+        data: name of the dataset.
+        pair: name of the pair, or "".
         fusion: name of the chosen option of the group ``fusion``.
 
-    >>> run_name({"data": {"name": "openmoji"}, "pair": None, "seed": 3, "fusion": {"dim": 64, "C": 1.0}}, "cca")
-    'openmoji-cca-64-C1-seed3-c882bb'
+    >>> run_name({"seed": 3, "fusion": {"dim": 64, "C": 1.0}}, data="openmoji", pair="", fusion="cca")
+    'openmoji-cca-64-C1-seed3-e84d26'
     """
     options = config.get("fusion") or {}
     shown = [_option(name, options.get(name)) for name in ("dim", *LINE_FIELDS)]
-    parts = [*_subject(config), fusion, *shown, f"seed{config.get('seed', 0)}", config_digest(config)[:6]]
+    parts = [data, pair, fusion, *shown, f"seed{config.get('seed', 0)}", config_digest(config)[:6]]
     return "-".join(part for part in parts if part)
 
 
-def run_tags(config: Mapping[str, Any], fusion: str) -> list[str]:
-    """Return what runs are searched by: dataset, pair, method and probes."""
-    tags = [*_subject(config), fusion, *(config.get("probe") or {})]
-    return list(dict.fromkeys(tag[:64] for tag in tags if tag))
+def run_tags(*names: str) -> list[str]:
+    """Return what runs are searched by (dataset, pair, method, probes) as tags: each once, none too long for W&B."""
+    return list(dict.fromkeys(name[:64] for name in names if name))
 
 
 def group_name(name: str, folder: Path) -> str:
@@ -44,11 +45,6 @@ def group_name(name: str, folder: Path) -> str:
     'quickstart 2026-11-25_10-00-00'
     """
     return f"{name} {folder.resolve().name}"
-
-
-def _subject(config: Mapping[str, Any]) -> list[str]:
-    nodes = (config.get("data") or {}, config.get("pair") or {})
-    return [str(node.get("name") or node.get("task") or _class_name(node)) for node in nodes if node]
 
 
 def _option(name: str, value: Any) -> str:
