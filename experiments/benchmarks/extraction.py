@@ -31,7 +31,7 @@ from krossfuse.encoders.bundled import EfficientNetLite0, OpenMojiCLIP
 from krossfuse.encoders.pair import Pair
 from krossfuse.features.extract import extract
 from krossfuse.features.stores import LocalStore
-from krossfuse.results.records import versions
+from krossfuse.results.versions import versions
 
 
 class Images(OpenMoji):

@@ -56,7 +56,7 @@ class Extraction:
     Attributes:
         data: the dataset.
         pair: the encoders, by role.
-        store: where features are kept.
+        store: where features are kept; None = nowhere: the items can only be streamed.
         trainers: makes the Trainer that encodes.
         batch_size: items a batch; None = the dataset's own.
         dtype: of the stored features, ``float32`` or ``float16``.
@@ -65,7 +65,7 @@ class Extraction:
 
     data: BaseDataModule
     pair: Pair
-    store: FeatureStore
+    store: FeatureStore | None
     trainers: TrainerFactory
     batch_size: int | None = None
     dtype: str = "float32"
@@ -92,7 +92,13 @@ class Extraction:
         _ = self.trainers.device
 
     def bundle(self) -> FeatureBundle:
-        """Return the features: stored ones, and what the store lacks computed."""
+        """Return the features: stored ones, and what the store lacks computed.
+
+        Raises:
+            ConfigError: there is no store to keep them in.
+        """
+        if self.store is None:
+            raise ConfigError(f"store=none keeps no features of {self.name!r}; choose store=local")
         return extract(
             self.data,
             self.pair,
@@ -105,14 +111,14 @@ class Extraction:
 
 
 def feature_source(
-    data: Any, pair: Pair | None, store: FeatureStore, trainers: TrainerFactory, **options: Any
+    data: Any, pair: Pair | None, store: FeatureStore | None, trainers: TrainerFactory, **options: Any
 ) -> FeatureSource:
     """Return what gives a run its features.
 
     Args:
         data: what the configuration names as ``data``: a dataset, or a feature source.
         pair: the encoders; None for a source.
-        store: where features are kept.
+        store: where features are kept; None = nowhere.
         trainers: makes the Trainer that encodes.
         **options: of :class:`Extraction`.
 
