@@ -50,7 +50,7 @@ class Drawn:
         return FeatureBundle(self.info, "none", features)
 
 
-def source(data: Any, pair: Any, store: LocalStore, **options: Any) -> FeatureSource:
+def source(data: Any, pair: Any, store: LocalStore | None, **options: Any) -> FeatureSource:
     return feature_source(data, pair, store, TrainerFactory({"accelerator": "cpu", "devices": 1}), **options)
 
 
@@ -107,9 +107,10 @@ def test_check_finds_what_is_not_there(store: LocalStore, tmp_path: Path) -> Non
 
 def test_a_source_of_ones_own_by_configuration(tmp_path: Path) -> None:
     from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
 
-    from krossfuse import run
-    from krossfuse.app import CONFIG_DIR
+    from krossfuse.app.fuse_and_probe import make_source
+    from krossfuse.app.paths import CONFIG_DIR
 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "drawn.yaml").write_text("_target_: test_source.Drawn\nrows: 20\n")
@@ -122,8 +123,13 @@ def test_a_source_of_ones_own_by_configuration(tmp_path: Path) -> None:
         f"paths.store={tmp_path}",
     ]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = run.job_config(compose("config", overrides=overrides))
-    made = run.build(cfg, "rp_krossfuse")
-    made.source.check()
-    assert made.source.name == "drawn"
-    assert len(run.features(cfg)[Part("test", "image")]["expert"]) == 20
+        cfg = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+    made = make_source(cfg, TrainerFactory())
+    made.check()
+    assert made.name == "drawn"
+    assert len(made.bundle()[Part("test", "image")]["expert"]) == 20
+
+
+def test_no_store_keeps_nothing(images: Path) -> None:
+    with pytest.raises(ConfigError, match="store=none keeps no features"):
+        source(ToyData(images), make_pair(), None).bundle()

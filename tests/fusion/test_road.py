@@ -282,17 +282,16 @@ def test_errors_name_item_part_and_what_is_missing() -> None:
 
 
 def test_the_bundled_pair_streams_emoji(tmp_path: Path) -> None:
-    from krossfuse.features.store import FeatureStore
-
     from krossfuse.data.openmoji import OpenMoji
     from krossfuse.encoders.bundled import EfficientNetLite0, OpenMojiCLIP
     from krossfuse.encoders.pair import Pair
     from krossfuse.features import extract as extraction
+    from krossfuse.features.stores import LocalStore
 
     data = OpenMoji(limit=10, num_workers=0)
     experts = {"efficientnet_lite0": EfficientNetLite0()}
     pair = Pair(name="openmoji_image", cross_modal=OpenMojiCLIP(), image_experts=experts)
-    bundle = extraction.extract(data, pair, FeatureStore(tmp_path), progress=False)
+    bundle = extraction.extract(data, pair, LocalStore(tmp_path), progress=False)
     encoders = {role: encoder.load() for role, encoder in pair.encoders("image").items()}
     dims = {role: encoder.dim for role, encoder in encoders.items()}
     cross = dims.pop("cross_modal")
