@@ -15,7 +15,6 @@ from store_toys import DIM, ROWS, key, values
 
 from krossfuse.core.errors import DataError, StoreError
 from krossfuse.features import npy, writer
-from krossfuse.features.npy import read_at
 from krossfuse.features.stores import LocalStore
 from krossfuse.features.writer import FeatureWriter
 
@@ -40,19 +39,11 @@ def test_more_rows_than_one_read_gives(store: LocalStore, monkeypatch: pytest.Mo
     """Sparse files: 2.2 GB of marks, 1.1 GB of features, no disk space."""
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: None)
     rows = 270_000_000
-    if os.statvfs(store.root.parent).f_frsize == 0:
-        pytest.skip("this file system has no sparse files")
-    with store.lock([key()]):
-        with store.writer(key(), rows=rows, dim=2, dtype="float16") as w:
-            w.write([rows - 1], torch.ones(1, 2))
-            assert (store.root / f"{key().digest}.partial" / "progress.bin").stat().st_blocks < 1000
-        with store.writer(key(), rows=rows, dim=2, dtype="float16") as w:  # checks what is there
-            with pytest.raises(StoreError, match=f"{rows - 1} of {rows} rows are missing, the first is 0"):
-                w.finish()
-            descriptor = w._progress
-            assert len(read_at(descriptor, 8 * 10, 8 * (rows - 10))) == 80
-            (entry,) = store.entries()
-            assert (entry.done, entry.rows) == (1, rows)
+    with store.lock([key()]), store.writer(key(), rows=rows, dim=2, dtype="float16") as w:
+        w.write([rows - 1], torch.ones(1, 2))
+        assert (store.root / f"{key().digest}.partial" / "progress.bin").stat().st_blocks < 1000
+        with pytest.raises(StoreError, match=f"{rows - 1} of {rows} rows are missing, the first is 0"):
+            w.finish()
 
 
 CHILD = """
