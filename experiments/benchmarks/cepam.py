@@ -107,7 +107,7 @@ def loop_over_clients(
 
 
 def simulation(repeats: int) -> dict[str, Any]:
-    """Time a round of the paper's protocol (30 clients, 15 steps of batch 1, momentum .5) against the loop, by model."""
+    """Time a round of the protocol (30 clients, 15 steps of batch 1, momentum .5) against the loop, by model."""
     clients, local = 30, LocalTraining(steps=15, batch_size=1, lr=0.01, momentum=0.5)
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(3000, 784, generator=generator), torch.randint(10, (3000,), generator=generator)
