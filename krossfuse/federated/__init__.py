@@ -1,5 +1,6 @@
 """Federated training of heads and small models: partitions, clients as one batch, server, accounts."""
 
+from krossfuse.federated.budget import with_budget
 from krossfuse.federated.federation import Federation, Result, Settings
 from krossfuse.federated.local import LocalTraining
 from krossfuse.federated.models import MLP, FlatModel, LinearHead, ModuleModel, SmallCNN
@@ -24,4 +25,5 @@ __all__ = [
     "Transport",
     "make_server",
     "partition",
+    "with_budget",
 ]

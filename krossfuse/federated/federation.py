@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from krossfuse.core.errors import ConfigError, DataError, check_positive
+from krossfuse.federated.budget import unit_rates
 from krossfuse.federated.checkpoint import Checkpoint, fingerprint
 from krossfuse.federated.local import LocalTraining
 from krossfuse.federated.models import FlatModel
@@ -22,7 +23,7 @@ from krossfuse.federated.noise import NoisePlan, client_stds
 from krossfuse.federated.participation import ClientSampling, Transport
 from krossfuse.federated.partition import Rows, check_parts
 from krossfuse.federated.server import FedAvg, ServerOptimiser, State
-from krossfuse.privacy import Key, Ledger, Mechanism, MessageError, clip, privacy_statement, record_rate
+from krossfuse.privacy import Key, Ledger, Mechanism, MessageError, clip, privacy_statement
 from krossfuse.privacy.accountant import Method, Unit
 from krossfuse.privacy.clipping import NORMS, Norm
 from krossfuse.privacy.streams import normals
@@ -174,7 +175,9 @@ class Federation:
             self._sensitivities(),
             unit=settings.unit,
             method=settings.accounting,
-            rates=self._rates(),
+            rates=unit_rates(
+                settings.unit, settings.sampling.rate if self.plan.scaled else 1.0, settings.local, self.parts
+            ),
             population=self._population(),
         )
         self.parameters = (model.initial(settings.seed) if start is None else start).detach().float().cpu().clone()
@@ -324,19 +327,6 @@ class Federation:
         if self.plan.law == "laplace" and self.settings.norm == "l2":
             return [c * math.sqrt(self.model.d) for c in self.clips]
         return self.clips
-
-    def _rates(self) -> list[float]:
-        local, rate = self.settings.local, self.settings.sampling.secret_rate if self.plan.scaled else 1.0
-        if self.settings.unit != "record":
-            return [rate] * len(self.parts)
-        draws = local.steps * local.batch_size
-        return [
-            rate
-            * record_rate(
-                len(rows), draws if local.replacement else min(draws, len(rows)), replacement=local.replacement
-            )
-            for rows in self.parts
-        ]
 
     def _population(self) -> int:
         return min(len(rows) for rows in self.parts) if self.settings.unit == "record" else len(self.parts)

@@ -39,11 +39,6 @@ class ClientSampling:
         """Return the expected number of participants, the divisor of the mean."""
         return float(math.ceil(self.rate * clients)) if self.kind == "fixed" else self.rate * clients
 
-    @property
-    def secret_rate(self) -> float:
-        """The rate that amplifies privacy: 1 unless sampling is Poisson."""
-        return self.rate if self.kind == "poisson" else 1.0
-
     def draw(self, clients: int, seed: int, round: int) -> list[int]:
         """Return the participants of a round, in order."""
         if self.kind == "all":

@@ -23,6 +23,7 @@ from krossfuse.federated import (
     Settings,
     make_server,
     partition,
+    with_budget,
 )
 from krossfuse.privacy import Accountant, PrivacyWarning, make_mechanism
 
@@ -150,6 +151,44 @@ def test_budgets_per_client_are_honoured():
         federation(make_mechanism("cepam", sigma=2.0), budgets=1.0, delta=None)
     with pytest.raises(ConfigError, match="2 values of budget epsilon for 10 clients"):
         federation(make_mechanism("cepam", sigma=2.0), budgets=[1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"sampling": ClientSampling("poisson", 0.4)},
+        {"sampling": ClientSampling("fixed", 0.3)},
+        {"unit": "record", "local": LocalTraining(steps=2)},
+        {
+            "unit": "record",
+            "local": LocalTraining(steps=2, replacement=True),
+            "sampling": ClientSampling("poisson", 0.5),
+        },
+    ],
+)
+@pytest.mark.parametrize("name", ["cepam", "laplace"])
+def test_noise_for_a_budget(name, options):
+    mechanism = make_mechanism(name, sigma=1.0)
+    shared = {"sampling": ClientSampling(), "local": LOCAL, "rounds": 4, "clip": 0.5, **options}
+    fitted = with_budget(mechanism, 2.0, DELTA, parts=PARTS, **shared)
+    result = federation(fitted, evaluate_every=4, **shared).run()
+    assert max(result.epsilons) <= 2.0 * (1 + 1e-9)
+    if shared["sampling"].kind != "fixed":
+        assert max(result.epsilons) > 1.98
+
+
+def test_noise_for_budgets_by_client():
+    shared = {"sampling": ClientSampling(), "local": LOCAL, "rounds": 4}
+    budgets, clips = [1.0] + [4.0] * (K - 1), [0.1] + [0.5] * (K - 1)
+    fitted = with_budget(make_mechanism("cepam", sigma=1.0), budgets, DELTA, clip=clips, parts=PARTS, **shared)
+    result = federation(fitted, clip=clips, **shared).run()
+    assert all(e <= b for e, b in zip(result.epsilons, budgets, strict=True))
+    assert max(e / b for e, b in zip(result.epsilons, budgets, strict=True)) > 0.99
+    with pytest.raises(ConfigError, match="adds no noise"):
+        with_budget(NONE, 1.0, DELTA, clip=1.0, parts=PARTS, **shared)
+    with pytest.raises(ConfigError, match="2 budgets and 10 clips for 10"):
+        with_budget(fitted, [1.0, 2.0], DELTA, clip=clips, parts=PARTS, **shared)
 
 
 def test_sigmas_per_client():
