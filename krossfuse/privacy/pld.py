@@ -110,7 +110,7 @@ def grid_loss(r: Round, step: float, direction: Direction) -> GridLoss:
     else:
         p, q, infinite = _intervals(r, edges, "remove" if direction == "replace" else direction)
     with np.errstate(over="ignore", invalid="ignore"):
-        lower = (q * np.exp(edges[1:]) - p) / math.expm1(step)
+        lower = (q * np.exp(edges[1:]) - p) / np.expm1(step)
     lower = np.clip(np.nan_to_num(lower, nan=0.0, posinf=0.0), 0.0, p)
     masses = np.zeros(len(edges))
     masses[:-1] += lower

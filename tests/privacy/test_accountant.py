@@ -122,7 +122,7 @@ def test_the_papers_settings():
     assert spent(z, 80).epsilon(DELTA) == pytest.approx(14_030, rel=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     z=st.floats(0.5, 50),
     rounds=st.integers(1, 300),
