@@ -32,10 +32,11 @@ test: $(READY) ## The test suite without what is marked slow
 test-all: $(READY) ## The whole test suite, slow tests too
 	$(BIN)/python -m pytest -n 2 -m "not network" $(ARGS)
 
-lint: $(READY) ## ruff (lint and format) and mypy --strict
+lint: $(READY) ## ruff (lint and format), mypy --strict, and the rooms: which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY) ## Format and fix what ruff can fix
 	$(BIN)/ruff check --fix .

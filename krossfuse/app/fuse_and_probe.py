@@ -59,12 +59,16 @@ class Job:
     Attributes:
         cfg: the configuration.
         fusion: the chosen option's name.
+        data: name of the dataset.
+        pair: name of the pair; "" where the data bring their features.
         method: the fusion for nominal dimensions; None where these do not suit it, or the data bring the features.
         probes: by name.
     """
 
     cfg: Plain
     fusion: str
+    data: str
+    pair: str
     method: FusionMethod | None
     probes: dict[str, Probe]
 
@@ -108,7 +112,7 @@ class FuseAndProbe(Kind):
             # What depends on the encoders' true dimensions is checked once they are known.
             with contextlib.suppress(DimensionError):
                 method = make_method(cfg, nominal)
-        return Job(cfg, choices.get("fusion", "fusion"), method, probes)
+        return Job(cfg, choices.get("fusion", "fusion"), source.name, "" if pair is None else pair.name, method, probes)
 
     def check_data(self, built: Job) -> None:
         """List the data once for all jobs that share them; check that they are there, and the names only they know."""
@@ -123,11 +127,11 @@ class FuseAndProbe(Kind):
 
     def label(self, built: Job) -> str:
         """Return the method, what it is on, and whatever else tells it from the others of a sweep."""
-        return run_name(built.cfg, built.fusion)
+        return run_name(built.cfg, data=built.data, pair=built.pair, fusion=built.fusion)
 
     def tags(self, built: Job) -> list[str]:
         """Return the method, the data, the pair and the probes."""
-        return run_tags(built.cfg, built.fusion)
+        return run_tags(built.data, built.pair, built.fusion, *built.probes)
 
     def run(self, built: Job, session: Session) -> None:
         """Features, fusion, probes, records."""

@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 from store_toys import DIM, ROWS, FeatureKey, values
 
+from krossfuse.app.store import main
 from krossfuse.core.errors import ConfigError
-from krossfuse.features.cli import main
 from krossfuse.features.stores import LocalStore, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "features")
 
 
 def key(dataset: str, encoder: str) -> FeatureKey:
