@@ -1,100 +1,27 @@
-"""Hydra sweeper over a list of grids, for which every job is checked before the first one runs.
+"""What Hydra's rules ask to lie in the namespace package ``hydra_plugins``; all of it is in ``krossfuse.app``.
 
-Hydra's plugin rules ask for the namespace package ``hydra_plugins``; everything else is in :mod:`krossfuse`.
+Hydra keeps its own sweeper in a private module, which it executes anew whenever it looks for plugins: this file, which
+is executed with it, is the only one that imports it.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from krossfuse.app.paths import user_config_dirs
+from krossfuse.app.sweep import GridSweep
 
 
-def to_check(jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """Return the jobs that stand for all: a seed is checked once, and so is whatever else a job says.
-
-    >>> to_check([["dim=1", "seed=0"], ["dim=1", "seed=1"], ["dim=2", "seed=0"], ["dim=2", "seed=1"]])
-    [['dim=1', 'seed=0'], ['dim=1', 'seed=1'], ['dim=2', 'seed=0']]
-    """
-    chosen, seen = [], set()
-    for job in jobs:
-        seeds = [override for override in job if override.startswith("seed=")]
-        parts = {tuple(seeds), tuple(override for override in job if override not in seeds)}
-        if not parts <= seen:
-            chosen.append(job)
-            seen |= parts
-    return chosen
+class GridSweeper(GridSweep, BasicSweeper):
+    """See :class:`krossfuse.app.sweep.GridSweep`."""
 
 
-class GridSweeper(BasicSweeper):
-    """Sweep the union of several grids.
+class UserConfigPlugin(SearchPathPlugin):
+    """Adds the user's folders of configuration behind the package's own."""
 
-    Hydra's own sweeper knows one grid, so a method without seeds would run once for every seed. Here ``grids`` is
-    a list of mappings in the form of ``hydra.sweeper.params``; the command line is added to each of them, and wins.
-    A component's option (``fusion.dim``) that only some grids sweep is overridden in those alone: the others may hold
-    methods without it. Equal jobs run once. All jobs run, even if some fail; then the sweep is reported and the
-    failures are raised.
-    """
-
-    def __init__(
-        self,
-        max_batch_size: int | None = None,
-        params: Mapping[str, str] | None = None,
-        grids: Sequence[Mapping[str, Any]] | None = None,
-    ) -> None:
-        super().__init__(max_batch_size, dict(params or {}))
-        self.grids = [dict(grid) for grid in grids or []] or [{}]
-
-    def jobs(self, arguments: list[str]) -> list[list[str]]:
-        """Return the overrides of every job, without repeats, in the order of the grids."""
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        base = self._parse_config()
-        given = parser.parse_overrides(arguments)
-        swept = {key for grid in self.grids for key in grid if "." in key}
-        jobs: dict[tuple[str, ...], None] = {}
-        for grid in self.grids:
-            mine = [o for o in given if o.get_key_element() not in swept or o.get_key_element() in grid]
-            overrides = parser.parse_overrides([*base, *(f"{k}={v}" for k, v in grid.items())]) + mine
-            for batch in self.split_arguments(overrides, None):
-                for job in batch:
-                    jobs[tuple(job)] = None
-        return [list(job) for job in jobs]
-
-    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Check all jobs, run them, report the sweep, and raise if any failed."""
-        from krossfuse.app import check
-        from krossfuse.run import report_sweep
-
-        assert self.config is not None
-        assert self.launcher is not None
-        assert self.hydra_context is not None
-        jobs = self.jobs(arguments)
-        for job in to_check(jobs):
-            check(
-                self.hydra_context.config_loader.load_sweep_config(master_config=self.config, sweep_overrides=list(job))
-            )
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
-
-        size = self.max_batch_size or len(jobs)
-        done: list[Sequence[JobReturn]] = []
-        for start in range(0, len(jobs), size):
-            done.append(self.launcher.launch(jobs[start : start + size], initial_job_idx=start))
-        returns = list(itertools.chain.from_iterable(done))
-        report_sweep(self.config, folder)
-        failed = [(job, ret) for job, ret in zip(jobs, returns, strict=True) if ret.status is not JobStatus.COMPLETED]
-        if failed:
-            lines = [
-                f"  {' '.join(job)}: {type(ret._return_value).__name__}: {ret._return_value}" for job, ret in failed
-            ]
-            raise HydraException(f"{len(failed)} of {len(jobs)} jobs failed:\n" + "\n".join(lines))
-        return done
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append them to Hydra's search path."""
+        for folder in user_config_dirs():
+            search_path.append("krossfuse-user", f"file://{folder}")

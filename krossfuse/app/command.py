@@ -1,0 +1,53 @@
+"""The console script: ``krossfuse`` runs or sweeps a configuration; ``report``, ``store``, ``diagnose`` do the rest."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from krossfuse.app.messages import friendly
+from krossfuse.app.paths import CONFIG_DIR, take_up_user_code
+from krossfuse.core.errors import ConfigError, did_you_mean
+
+COMMANDS = {
+    "report": "krossfuse.report.page",
+    "store": "krossfuse.features.cli",
+    "diagnose": "krossfuse.fusion.diagnose",
+}
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
+def hydra_main(cfg: DictConfig) -> None:
+    """Run one job: what Hydra calls for a single run, and for each job of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from krossfuse.app.job import run
+
+    take_up_user_code()  # a launcher's worker is an interpreter of its own
+    job = HydraConfig.get()
+    run(cfg, Path(job.runtime.output_dir), choices=dict(job.runtime.choices), with_report=job.mode == RunMode.RUN)
+
+
+def main() -> None:
+    """Dispatch to a sub-command, or to the Hydra application."""
+    with friendly():
+        arguments = take_up_user_code(sys.argv[1:])
+        sys.argv[1:] = arguments
+        if arguments and arguments[0] == "--version":
+            from krossfuse import __version__
+
+            print(f"krossfuse {__version__}")
+            return
+        if arguments and arguments[0] in COMMANDS:
+            sys.exit(import_module(COMMANDS[arguments[0]]).main(arguments[1:]))
+        if arguments and arguments[0].isalpha():
+            raise ConfigError(
+                f"no command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}; the commands are "
+                f"{', '.join(COMMANDS)}, and everything else is key=value"
+            )
+        hydra_main()

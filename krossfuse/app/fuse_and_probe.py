@@ -1,0 +1,332 @@
+"""The kind of job that this project is about: features of a pair, fused, probed, recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from omegaconf import OmegaConf
+
+from krossfuse.app.build import make
+from krossfuse.app.kind import Kind, Plain, Session
+from krossfuse.app.record import make_records
+from krossfuse.app.snapshot import FeaturesOf, take_snapshot
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import (
+    ConfigError,
+    DataError,
+    DimensionError,
+    KrossFuseError,
+    check_choice,
+    check_positive,
+)
+from krossfuse.core.labels import DatasetInfo
+from krossfuse.core.parts import CROSS_MODAL
+from krossfuse.core.trainers import TrainerFactory
+from krossfuse.data.module import BaseDataModule
+from krossfuse.encoders.base import EncoderModule
+from krossfuse.encoders.pair import Pair
+from krossfuse.features.source import Extraction, FeatureSource, feature_source
+from krossfuse.fusion.base import FusionMethod, InputSpec
+from krossfuse.fusion.io import check_saveable, save_fusion
+from krossfuse.fusion.module import FusionModule
+from krossfuse.fusion.stream import inputs_of, kernel_of, roles_of
+from krossfuse.probes.base import Probe
+from krossfuse.probes.space import EmbeddingSpace
+from krossfuse.results.naming import run_name, run_tags
+
+log = logging.getLogger(__name__)
+
+NOMINAL_DIM = 64
+"""Dimension that stands for an encoder's own while a configuration is checked and no encoder is loaded yet."""
+
+FEATURE_KEYS = ("data", "pair", "store", "trainer", "extraction")
+"""Top keys of the configuration that decide the features."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The components of one job, validated; no data and no weights are loaded.
+
+    Attributes:
+        cfg: the configuration.
+        fusion: the chosen option's name.
+        method: the fusion for nominal dimensions; None where these do not suit it, or the data bring the features.
+        probes: by name.
+    """
+
+    cfg: Plain
+    fusion: str
+    method: FusionMethod | None
+    probes: dict[str, Probe]
+
+
+class FuseAndProbe(Kind):
+    """Fuse the features of a pair of encoders, and probe the fused embedding."""
+
+    keys: ClassVar[Mapping[str | None, tuple[str, ...]]] = {
+        None: ("extraction", "fuse", "save_fusion", "figures", "pair", "data", "store", "fusion", "probe"),
+        "extraction": ("batch_size", "progress"),
+        "fuse": ("label_set", "block_rows", "memory_limit"),
+        "figures": ("label_set", "max_items"),
+    }
+
+    def build(self, cfg: Plain, choices: Mapping[str, str]) -> Job:
+        """Build and so validate every component of a job; see :meth:`Kind.build`."""
+        check_positive("extraction.batch_size", cfg["extraction"]["batch_size"], integer=True)
+        check_positive("fuse.block_rows", cfg["fuse"]["block_rows"], integer=True)
+        check_positive("fuse.memory_limit", cfg["fuse"]["memory_limit"])
+        check_positive("figures.max_items", cfg["figures"]["max_items"], integer=True)
+        flags = {"save_fusion": cfg["save_fusion"], "extraction.progress": cfg["extraction"]["progress"]}
+        for flag, value in flags.items():
+            if not isinstance(value, bool):
+                raise ConfigError(f"{flag}={value!r} must be true or false")
+        if not cfg.get("probe"):
+            raise ConfigError("probe=[] measures nothing; choose at least one, e.g. probe=[linear_probe]")
+        source = make_source(cfg, TrainerFactory(cfg["trainer"]))
+        pair = source.pair if isinstance(source, Extraction) else None
+        probes = {name: make(node, f"probe.{name}") for name, node in cfg["probe"].items()}
+        method = None
+        if pair is not None:
+            nominal = InputSpec(
+                cross_modal=None if pair.cross_modal is None else NOMINAL_DIM,
+                image_experts=dict.fromkeys(pair.image_experts, NOMINAL_DIM),
+                text_experts=dict.fromkeys(pair.text_experts, NOMINAL_DIM),
+            )
+            # What depends on the encoders' true dimensions is checked once they are known.
+            with contextlib.suppress(DimensionError):
+                method = make_method(cfg, nominal)
+        return Job(cfg, choices.get("fusion", "fusion"), method, probes)
+
+    def check_data(self, built: Job) -> None:
+        """List the data once for all jobs that share them; check that they are there, and the names only they know."""
+        source = source_of(built.cfg)
+        source.check()
+        check_names(built, source.info)
+        if built.cfg["save_fusion"] and built.method is not None:
+            check_saveable(built.method)
+
+    def label(self, built: Job) -> str:
+        """Return the method, what it is on, and whatever else tells it from the others of a sweep."""
+        return run_name(built.cfg, built.fusion)
+
+    def tags(self, built: Job) -> list[str]:
+        """Return the method, the data, the pair and the probes."""
+        return run_tags(built.cfg, built.fusion)
+
+    def run(self, built: Job, session: Session) -> None:
+        """Features, fusion, probes, records."""
+        cfg, label = built.cfg, session.label
+        source = source_of(cfg)
+        self.check_data(built)
+        start = time.perf_counter()
+        stored = cfg["store"] or not isinstance(source, Extraction)
+        given = _bundle(_key(cfg)) if stored else _raw(_key(cfg))
+        log.debug("%s: features after %.1f s", label, time.perf_counter() - start)
+        start = time.perf_counter()
+        fused = fuse(cfg, given, session.folder, session.trainers)
+        method = fused.module.method
+        log.info("%s: %d dimensions, fused in %.1f s", label, method.out_dim, time.perf_counter() - start)
+        about = {**method.describe(), "fusion": built.fusion, "data": fused.space.info.name, "pair": fused.pair}
+        take_snapshot(fused.space, fused.features_of, session.folder, about=about, **cfg["figures"])
+        probe_all(built, fused, session)
+        if cfg["save_fusion"]:
+            save_fusion(method, session.folder / "fusion.safetensors")
+
+
+def make_method(cfg: Plain, inputs: InputSpec) -> FusionMethod:
+    """Build the fusion method of a configuration for the given dimensions."""
+    factory = make(cfg["fusion"], "fusion")
+    try:
+        method = factory(inputs=inputs)
+    except KrossFuseError as error:
+        raise type(error)(f"fusion: {error}") from None
+    except TypeError as error:
+        raise ConfigError(f"fusion: {error}") from None
+    assert isinstance(method, FusionMethod)
+    return method
+
+
+def make_source(cfg: Plain, trainers: TrainerFactory) -> FeatureSource:
+    """Build what gives a job its features; nothing is read.
+
+    Raises:
+        ConfigError: a value is impossible, or data and pair do not go together.
+    """
+    return feature_source(
+        make(cfg["data"], "data"),
+        make(cfg["pair"], "pair") if cfg["pair"] else None,
+        make(cfg["store"], "store") if cfg["store"] else None,
+        trainers,
+        batch_size=cfg["extraction"]["batch_size"],
+        progress=cfg["extraction"]["progress"],
+    )
+
+
+@lru_cache(maxsize=4)
+def _source(cfg_yaml: str) -> FeatureSource:
+    cfg = OmegaConf.to_container(OmegaConf.create(cfg_yaml))
+    assert isinstance(cfg, dict)
+    return make_source({str(key): node for key, node in cfg.items()}, TrainerFactory(cfg["trainer"]))
+
+
+@lru_cache(maxsize=4)
+def _bundle(cfg_yaml: str) -> FeatureBundle:
+    return _source(cfg_yaml).bundle()
+
+
+@lru_cache(maxsize=1)
+def _raw(cfg_yaml: str) -> Raw:
+    source = _source(cfg_yaml)
+    assert isinstance(source, Extraction)
+    loaded: dict[int, EncoderModule] = {}  # two roles may be one encoder
+    encoders = {**source.pair.encoders("image"), **source.pair.encoders("text")}
+    modules = {role: loaded.setdefault(id(encoder), encoder.load().eval()) for role, encoder in encoders.items()}
+    return Raw(source.data, source.pair, modules)
+
+
+def _key(cfg: Plain) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create({key: cfg[key] for key in FEATURE_KEYS}))
+
+
+def source_of(cfg: Plain) -> FeatureSource:
+    """Return what gives a job its features; the jobs of a sweep share it, and what it has listed and read."""
+    return _source(_key(cfg))
+
+
+def features(cfg: Plain) -> FeatureBundle:
+    """Return the features of a job: stored, extracted, or the user's own. The jobs of a sweep share them.
+
+    Raises:
+        ConfigError: ``store=none`` keeps none.
+    """
+    return _bundle(_key(cfg))
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Raw items and the loaded encoders that they stream through (``store=none``)."""
+
+    data: BaseDataModule
+    pair: Pair
+    encoders: Mapping[str, EncoderModule]
+
+    @property
+    def inputs(self) -> InputSpec:
+        """Dimensions of the encoders, as fusion methods take them."""
+        dims = {role: encoder.dim for role, encoder in self.encoders.items()}
+        return InputSpec(
+            cross_modal=dims.get(CROSS_MODAL),
+            image_experts={role: dims[role] for role in self.pair.image_experts},
+            text_experts={role: dims[role] for role in self.pair.text_experts},
+        )
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A fused dataset: the module that fused it, what a probe sees of it, and the features of chosen rows."""
+
+    module: FusionModule
+    space: EmbeddingSpace
+    pair: str
+    features_of: FeaturesOf
+
+
+def fuse(
+    cfg: Plain, source: FeatureBundle | Raw, folder: Path | None = None, trainers: TrainerFactory | None = None
+) -> Fused:
+    """Fit the fusion method of a job and fuse every part that it can encode.
+
+    Parts larger than ``fuse.memory_limit`` go to memory-mapped files in ``folder``, or to temporary ones without it.
+
+    Args:
+        cfg: the job's configuration.
+        source: stored features; or raw items, which stream through the encoders into the fusion (then there is no
+            exact kernel for probes, and no embedding of the cross-modal encoder to agree with).
+        folder: the run folder.
+        trainers: makes every Trainer; None = as ``trainer`` says, without a tracker.
+    """
+    trainers = trainers or TrainerFactory(cfg["trainer"])
+    options = cfg["fuse"]
+    method = make_method(cfg, source.inputs if isinstance(source, Raw) else inputs_of(source))
+    items = source.data if isinstance(source, Raw) else source
+    info = items.info
+    wanted = {**roles_of(method.inputs, "image"), **roles_of(method.inputs, "text")}
+    encoders = {role: m for role, m in source.encoders.items() if role in wanted} if isinstance(source, Raw) else None
+    module = FusionModule(method, encoders=encoders, trainers=trainers, block_rows=options["block_rows"])
+    label_set = options["label_set"] or next(iter(info.label_sets), None)
+    module.fit(items, label_set=label_set, seed=cfg["seed"])
+    parts = module.fuse(
+        items, memory_limit=options["memory_limit"], folder=None if folder is None else folder / "fused"
+    )
+    if isinstance(source, Raw):
+        data = source.data
+        space = EmbeddingSpace(info, parts, trainers=trainers)
+        return Fused(module, space, source.pair.name, lambda part, rows: module.encode_part(data, part, rows))
+    bundle = source
+    reference = {part: roles[CROSS_MODAL] for part, roles in bundle.features.items() if CROSS_MODAL in roles}
+    space = EmbeddingSpace(info, parts, kernel_of(method, bundle), reference, trainers)
+    return Fused(module, space, bundle.pair, lambda part, rows: {r: x[rows] for r, x in bundle[part].items()})
+
+
+def check_names(job: Job, info: DatasetInfo) -> None:
+    """Check the names in the configuration that only the dataset knows, before any work is done on it.
+
+    Raises:
+        ConfigError: a label set that the dataset does not have, or a split that is neither its own nor a usual one.
+    """
+    for option in ("fuse", "figures"):
+        name = job.cfg[option]["label_set"]
+        if name is not None:
+            check_choice(f"{option}.label_set", name, info.label_sets)
+    for name, probe in job.probes.items():
+        try:
+            probe.check(info)
+        except ConfigError as error:
+            raise ConfigError(f"probe.{name}: {error}") from None
+
+
+def probe_all(job: Job, fused: Fused, session: Session) -> None:
+    """Run every probe that applies, and record each as soon as it is measured.
+
+    Raises:
+        DataError: no probe applies.
+    """
+    method, space = fused.module.method, fused.space
+    probed = False
+    reasons: list[str] = []
+    for name, probe in job.probes.items():
+        reason = probe.why_not(space)
+        if reason is not None:
+            reasons.append(f"{name}: {reason}")
+            log.info("%s: probe %s does not apply: %s", session.label, name, reason)
+            continue
+        start = time.perf_counter()
+        result = probe.evaluate(space, seed=job.cfg["seed"])
+        made = make_records(
+            job.cfg,
+            data=space.info.name,
+            pair=fused.pair,
+            fusion=job.fusion,
+            dim=method.out_dim,
+            described=method.describe(),
+            deterministic=method.deterministic,
+            probe=name,
+            result=result,
+            seconds=time.perf_counter() - start,
+        )
+        session.tracker.log_records([session.writer.append(record, scores) for record, scores in made])
+        if result.drawn:
+            session.writer.write_drawn(name, result.drawn)
+        probed = True
+    if not probed:
+        raise DataError(
+            f"none of the probes {list(job.probes)} applies to {session.label}, which encodes {method.modalities}: "
+            f"{'; '.join(reasons)}"
+        )

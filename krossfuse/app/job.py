@@ -1,0 +1,56 @@
+"""One job, whatever its kind: run folder, tracker, trainers, report; closed properly however it ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig
+
+from krossfuse.app.build import job_config, make, make_kind
+from krossfuse.app.kind import Session
+from krossfuse.core.trainers import TrainerFactory
+from krossfuse.report.page import report
+from krossfuse.results.naming import group_name
+from krossfuse.results.trackers import Tracker
+from krossfuse.results.writer import RunWriter
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, folder: Path, *, choices: Mapping[str, str], with_report: bool) -> None:
+    """Run one job into a folder.
+
+    Args:
+        cfg: the composed configuration.
+        folder: the run folder.
+        choices: by configuration group, the chosen option.
+        with_report: whether to report the run at its end (a sweep reports all its jobs together instead).
+
+    Raises:
+        KrossFuseError: what is wrong; measurements made before it are in the folder and in the tracker.
+    """
+    plain = job_config(cfg)
+    kind = make_kind(plain)
+    built = kind.build(plain, choices)
+    tracker: Tracker = make(plain["logger"], "logger")
+    label = kind.label(built)
+    group = group_name(plain["name"], folder if with_report else folder.parent)
+    with tracker.run(folder, plain, name=label, group=group, job_type="run", tags=kind.tags(built)):
+        with RunWriter(folder) as writer:
+            writer.write_config(plain)
+            trainers = TrainerFactory(plain["trainer"], logger=tracker.lightning_logger)
+            kind.run(built, Session(label, folder, writer, tracker, trainers))
+        if with_report:
+            log_report(tracker, report(folder))
+
+
+def log_report(tracker: Tracker, written: list[Path]) -> None:
+    """Log the tables and pictures of a report."""
+    for path in written:
+        if path.suffix == ".csv":
+            tracker.log_table(path.stem, pd.read_csv(path))
+    tracker.log_pictures(path for path in written if path.suffix == ".png")
+    log.info("report: %s", written[0].parent)

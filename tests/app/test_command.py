@@ -1,0 +1,166 @@
+"""The command: composition, messages for mistakes, every option of every group, every experiment at toy size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from krossfuse import __version__, app
+from krossfuse.core.errors import ConfigError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GROUPS = ("data", "pair", "fusion", "fusion/kernel", "fusion/sketch", "probe", "trainer", "logger")
+CASES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+NEEDS: dict[str, list[str]] = {
+    # What an option cannot do without: a path, or a method that takes it.
+    "data=image_folder": ["data.root=images"],
+    "data=embeddings": ["data.path=features.npz"],
+    "data=mnist": ["data.root=mnist"],
+    "data=senteval": ["data.root=text", "pair=openmoji_text"],
+    "data=text_files": ["data.root=texts", "data.files={all: all.txt}", "pair=openmoji_text"],
+    "pair=none": ["data=embeddings", "data.path=features.npz"],
+    "fusion=text_expert": ["pair=openmoji_text"],
+    "pair=openmoji_experts": ["fusion=unimodal_krossfuse"],
+    "fusion=unimodal_krossfuse": ["pair=openmoji_experts"],
+    "fusion/sketch=spectral": ["fusion.alignment=exact"],
+    "fusion/sketch=nystrom": ["fusion.alignment=exact"],
+}
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides), return_hydra_config=False)
+
+
+@pytest.mark.parametrize(("group", "option"), CASES, ids=lambda value: str(value))
+def test_every_option_of_every_group_builds(group: str, option: str) -> None:
+    choice = f"{group}=[{option}]" if group == "probe" else f"{group}={option}"
+    app.check(composed(choice, *NEEDS.get(choice, [])))
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("seed=-1", "seed=-1"),
+        ("seed=one", "seed='one'"),
+        ("fusion.dim=0", "dim=0"),
+        ("fusion.dim=many", "dim='many'"),
+        ("fusion.C=-2.0", "C=-2.0"),
+        ("fusion.alignment=exat", "did you mean 'exact'"),
+        ("extraction.batch_size=0", "batch_size=0"),
+        ("probe=[]", "probe=\\[\\] measures nothing"),
+        ("pair=none", "pair=none has no encoders"),
+        ("name=../../../x", "name='../../../x' must be the name of a folder"),
+        ("name=''", "name='' must be"),
+        ("+extra=1", "no key 'extra'"),
+        ("+fuse.rows=1", "no key 'fuse.rows'"),
+    ],
+)
+def test_a_bad_value_is_refused_before_anything_is_loaded(override: str, names: str) -> None:
+    with pytest.raises(ConfigError, match=names):
+        app.check(composed(override))
+
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Run the command in an empty folder, as a user of a wheel would."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "krossfuse", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fusion.dmi=3"], "no key 'fusion.dmi' (did you mean 'fusion.dim'?)"),
+        (["fusoin.dim=3"], "did you mean 'fusion.dim'?"),
+        (["fusion=rp_krosfuse"], "no option 'rp_krosfuse' (did you mean 'rp_krossfuse'?)"),
+        (["probe=[linear_prob]"], "did you mean 'linear_probe'?"),
+        (["-m", "fusion.dim=3,4", "sed=1"], "did you mean 'seed'?"),
+        (["-m", "experiment=quickstartt"], "no option 'quickstartt' (did you mean 'quickstart'?)"),
+        (["fusion.projection_dim=5"], "did you mean 'fusion.dim'?"),
+        (["reprot", "runs"], "no command 'reprot' (did you mean 'report'?)"),
+        (["-m", "fusion=rp_krossfuse,cross_modal", "fusion.C=1"], "one of the chosen options has no key 'fusion.C'"),
+    ],
+)
+def test_a_mistyped_key_or_option_says_what_was_meant(command: Command, arguments: list[str], message: str) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_our_own(command: Command) -> None:
+    assert command("--version").stdout == f"krossfuse {__version__}\n"
+
+
+def test_a_path_that_is_not_there_is_said_once_before_the_first_job(command: Command, tmp_path: Path) -> None:
+    done = command("-m", "data=embeddings", "data.path=nowhere.npz", "seed=0,1,2")
+    assert done.returncode == 2
+    assert done.stderr.count("nowhere.npz") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """A user's own module and configuration, outside the package."""
+    (tmp_path / "mine.py").write_text(
+        "from krossfuse import Concatenation\n\n\nclass Mine(Concatenation):\n"
+        "    def __init__(self, *, inputs, power=1.0):\n        super().__init__(inputs=inputs)\n"
+    )
+    (tmp_path / "conf" / "fusion").mkdir(parents=True)
+    (tmp_path / "conf" / "fusion" / "mine.yaml").write_text("_target_: mine.Mine\n_partial_: true\npower: 1.0\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-dir", "conf", "fusion=mine", "fusion.powr=2"], "did you mean 'fusion.power'?"),
+        (["--config-dir=conf", "fusion=mini"], "did you mean 'mine'?"),
+        (["--config-dir", "konf", "fusion=mine"], "there is no folder"),
+    ],
+)
+def test_hints_know_a_users_own_options(command: Command, own_folder: Path, arguments: list[str], message: str) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_option_of_the_packages_own_name_is_refused(command: Command, own_folder: Path) -> None:
+    (own_folder / "conf" / "fusion" / "gate.yaml").write_text("_target_: mine.Mine\n")
+    done = command("--config-dir", "conf", "fusion=gate")
+    assert done.returncode == 2
+    assert "fusion/gate.yaml is one of krossfuse's own options" in done.stderr
+
+
+def test_help_names_the_groups(command: Command) -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    assert all(group in done.stdout for group in ("data:", "pair:", "fusion:", "probe:", "experiment:", "store list"))
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys\nfrom krossfuse import __main__\nsys.argv = ['krossfuse', '--help']\n"
+        "try:\n    __main__.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'pytorch_lightning', 'wandb', 'transformers', 'open_clip', 'pandas', 'matplotlib'}\n"
+        "print('loaded', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "loaded []" in done.stdout, done.stdout + done.stderr
