@@ -11,27 +11,26 @@ from krossfuse.results.digest import config_digest
 from krossfuse.results.records import LINE_FIELDS
 
 
-def run_name(config: Mapping[str, Any], *, data: str, pair: str, fusion: str) -> str:
+def run_name(config: Mapping[str, Any], fusion: str) -> str:
     """Return a job's name: what it is run on, the method with its options, the seed, and a few digits of its digest.
 
     Args:
         config: the job's resolved configuration.
-        data: name of the dataset.
-        pair: name of the pair, or "".
         fusion: name of the chosen option of the group ``fusion``.
 
-    >>> run_name({"seed": 3, "fusion": {"dim": 64, "C": 1.0}}, data="openmoji", pair="", fusion="cca")
-    'openmoji-cca-64-C1-seed3-e84d26'
+    >>> run_name({"seed": 3, "data": {"name": "openmoji"}, "fusion": {"dim": 64, "C": 1.0}}, "cca")
+    'openmoji-cca-64-C1-seed3-7aeca1'
     """
     options = config.get("fusion") or {}
     shown = [_option(name, options.get(name)) for name in ("dim", *LINE_FIELDS)]
-    parts = [data, pair, fusion, *shown, f"seed{config.get('seed', 0)}", config_digest(config)[:6]]
+    parts = [*_subject(config), fusion, *shown, f"seed{config.get('seed', 0)}", config_digest(config)[:6]]
     return "-".join(part for part in parts if part)
 
 
-def run_tags(*names: str) -> list[str]:
-    """Return what runs are searched by (dataset, pair, method, probes) as tags: each once, none too long for W&B."""
-    return list(dict.fromkeys(name[:64] for name in names if name))
+def run_tags(config: Mapping[str, Any], fusion: str) -> list[str]:
+    """Return what runs are searched by (dataset, pair, method, probes): each once, none too long for W&B."""
+    tags = [*_subject(config), fusion, *(config.get("probe") or {})]
+    return list(dict.fromkeys(tag[:64] for tag in tags if tag))
 
 
 def group_name(name: str, folder: Path) -> str:
@@ -45,6 +44,16 @@ def group_name(name: str, folder: Path) -> str:
     'quickstart 2026-11-25_10-00-00'
     """
     return f"{name} {folder.resolve().name}"
+
+
+def _subject(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the dataset and of the pair, as far as the configuration knows them."""
+    names = []
+    for node in (config.get("data") or {}, config.get("pair") or {}):
+        if node:
+            own = node.get("name") or node.get("dataset") or node.get("task") or Path(str(node.get("path") or "")).stem
+            names.append(str(own or str(node.get("_target_", "")).rpartition(".")[2].lower()))
+    return names
 
 
 def _option(name: str, value: Any) -> str:

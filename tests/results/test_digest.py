@@ -12,7 +12,7 @@ from krossfuse.results.naming import group_name, run_name, run_tags
 
 
 def composed(repository: Path, *overrides: str) -> dict[str, Any]:
-    import krossfuse.app  # noqa: F401  (registers the resolver of the paths)
+    import krossfuse.app.paths  # noqa: F401  (registers the resolver of the paths)
 
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=list(overrides))
@@ -29,6 +29,7 @@ CHANGE_NOTHING = [
     "paths.store=/elsewhere",
     "logger=csv",
     "save_fusion=true",
+    "+store.anything=1",
     "figures.max_items=9",
     "extraction.batch_size=3",
     "extraction.progress=false",
@@ -93,13 +94,7 @@ def test_run_names_say_what_tells_jobs_apart_and_no_two_are_the_same(repository:
         *("fusion.dim=64", "fusion.C=0.1", "fusion.alignment=exact", "fusion/sketch=srht", "fusion/kernel=gaussian"),
         *("pair=openmoji_text", "data=openmoji_typographic", "seed=1", "probe=[knn]", "fusion.expert_weight=2"),
     ]
-
-    def name(*overrides: str) -> str:
-        config = composed(repository, *overrides)
-        data = "typographic" if "_typographic" in str(overrides) else "openmoji"
-        return run_name(config, data=data, pair=config["pair"]["name"], fusion="rp_krossfuse")
-
-    names = [name(*overrides) for overrides in ((), *((o,) for o in grid))]
+    names = [run_name(composed(repository, *overrides), "rp_krossfuse") for overrides in ((), *((o,) for o in grid))]
     assert names[0].startswith("openmoji-openmoji_image-rp_krossfuse-3000-published-uniform-cosine-C1-seed0-")
     assert "-64-" in names[1]
     assert "-C0.1-" in names[2]
@@ -107,11 +102,14 @@ def test_run_names_say_what_tells_jobs_apart_and_no_two_are_the_same(repository:
     assert "-srht-" in names[4]
     assert "-gaussian-" in names[5]
     assert "-openmoji_text-" in names[6]
-    assert names[7].startswith("typographic-")
+    assert names[7].startswith("openmoji_typographic-")
     assert "-seed1-" in names[8]
     assert len(set(names)) == len(names)
 
 
-def test_tags_and_groups(tmp_path: Path) -> None:
-    assert run_tags("openmoji", "", "cca", "cca", "x" * 99) == ["openmoji", "cca", "x" * 64]
+def test_tags_and_groups(repository: Path, tmp_path: Path) -> None:
+    tags = ["openmoji", "openmoji_image", "rp_krossfuse", "linear_probe", "zero_shot"]
+    assert run_tags(composed(repository), "rp_krossfuse") == tags
+    assert run_tags({"data": {"path": "a/faces.npz"}, "probe": {"cca": {}}}, "cca") == ["faces", "cca"]
+    assert run_tags({"data": {"name": "x" * 99}}, "cca") == ["x" * 64, "cca"]
     assert group_name("s", tmp_path / "2026-11-25_10-00-00") != group_name("s", tmp_path / "2026-11-25_10-00-01")
