@@ -65,7 +65,7 @@ except Exception as error:
 
 def stale(w: FeatureWriter) -> subprocess.Popen[str]:
     """Start a process that has the entry open, as a worker of a job does."""
-    command = [sys.executable, "-c", CHILD, Path(__file__).parent, pickle.dumps(w).hex()]
+    command = [sys.executable, "-c", CHILD, Path(__file__).parents[1], pickle.dumps(w).hex()]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "open\n"
@@ -94,7 +94,7 @@ def test_a_worker_that_outlives_its_job_is_waited_for(store: LocalStore) -> None
             "        print(int(w.done().sum()), flush=True)\n"
             "        w.write(range(ROWS), values())\n"
             "        w.finish()\n",
-            Path(__file__).parent,
+            Path(__file__).parents[1],
             store.root,
         ],
         stdout=subprocess.PIPE,
