@@ -19,6 +19,7 @@ from experiments.benchmarks.common import write_json
 from experiments.cepam.protocol import MODELS, ROUNDS, VARIANTS, load, run_one
 from experiments.cepam.table import claims, table
 from krossfuse.core.files import write_whole
+from krossfuse.core.processes import end_with_parent
 
 
 def study(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -29,7 +30,7 @@ def study(args: argparse.Namespace) -> list[dict[str, Any]]:
     if missing:
         load(args.data, 0, download=args.download)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=end_with_parent) as pool:
         futures = [pool.submit(run_one, str(args.data), folder, *run, args.rounds) for run in missing]
         for done in as_completed(futures):
             print(done.result(), flush=True)

@@ -149,3 +149,13 @@ def test_bad_inputs():
         MLP((3, 0))
     with pytest.raises(ConfigError, match="buffers"):
         ModuleModel(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["head", "mlp", "cnn"])
+def test_another_device_gives_the_same_updates(name):
+    model, y = MODELS[name]
+    local, start = LocalTraining(steps=4, batch_size=2, momentum=0.5), model.initial(3)
+    here = local.updates(model, start, X, y, PARTS, range(6), seed=5, round=2)
+    there = local.updates(model, start.cuda(), X, y, PARTS, range(6), seed=5, round=2)
+    assert (here - there.cpu()).abs().max() < 1e-4
