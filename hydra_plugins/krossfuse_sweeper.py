@@ -1,16 +1,21 @@
-"""What Hydra's rules ask to lie in the namespace package ``hydra_plugins``; all of it is in ``krossfuse.app``."""
+"""What Hydra's rules ask to lie in the namespace package ``hydra_plugins``; all of it is in ``krossfuse.app``.
+
+Hydra keeps its own sweeper in a private module, which it executes anew whenever it looks for plugins: this file, which
+is executed with it, is the only one that imports it.
+"""
 
 from __future__ import annotations
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from krossfuse.app.paths import user_config_dirs
-from krossfuse.app.sweep import GridSweeper as _GridSweeper
+from krossfuse.app.sweep import GridSweep
 
 
-class GridSweeper(_GridSweeper):
-    """See :class:`krossfuse.app.sweep.GridSweeper`; Hydra runs only plugins that are defined here."""
+class GridSweeper(GridSweep, BasicSweeper):
+    """See :class:`krossfuse.app.sweep.GridSweep`."""
 
 
 class UserConfigPlugin(SearchPathPlugin):

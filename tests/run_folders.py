@@ -1,4 +1,4 @@
-"""Run folders with known figures, written by the real writer."""
+"""Run folders with known measurements, written by the real writer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from krossfuse.results.records import Record, RunWriter, config_digest, versions
+from krossfuse.results.digest import config_digest, method_digest
+from krossfuse.results.records import LINE_FIELDS, Record
+from krossfuse.results.versions import versions
+from krossfuse.results.writer import RunWriter
 
 N_ITEMS = 240
 
@@ -40,8 +43,9 @@ class Sweep:
         """Write one run: ``accuracies`` by label set, each measured under every one of ``protocols``."""
         folder = self.folder / str(self.count)
         self.count += 1
-        config = {"seed": seed, "data": {"name": data}, "fusion": {"method": fusion, "dim": dim, "C": fields.get("C")}}
-        config["fusion"]["alignment"] = fields.get("alignment", "")
+        config = {"seed": seed, "data": {"name": data}, "fusion": {"method": fusion, "dim": dim}}
+        options = {name: fields.pop(name) for name in (*LINE_FIELDS, "title") if name in fields}
+        config["fusion"] |= {"alignment": options.get("alignment", ""), "C": options.get("C")}
         writer = RunWriter(folder)
         writer.write_config(config)
         for probe in ("linear_probe", "zero_shot") if protocols == ({},) else ("few_shot",):
@@ -62,8 +66,9 @@ class Sweep:
                             seed=seed,
                             value=float(score.mean()),
                             protocol={"split": "test", "n_test": N_ITEMS} | protocol,
-                            fusion_config={"method": fusion, "dim": dim, "seed": seed},
-                            config_digest=config_digest(config),
+                            fusion_config={"method": fusion, "dim": dim, "seed": seed, **options},
+                            config_digest=config_digest(config, probe),
+                            method_digest=method_digest(config),
                             versions=versions(["krossfuse", "torch"]),
                             seconds=0.25,
                             **fields,

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from krossfuse.__main__ import main
 from krossfuse.probes.subsets import FewShotSubset
-from krossfuse.results.records import read_runs
+from krossfuse.results.runs import read_runs
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
@@ -158,7 +158,12 @@ def test_the_quickstart_on_real_images_and_texts(command: Run) -> None:
     ]
     first = command(*arguments)
     assert finished(first) == 6
-    exact = [r for run in read_runs(first) for r in run.records if r.alignment == "exact" and r.probe == "zero_shot"]
+    exact = [
+        r
+        for run in read_runs(first)
+        for r in run.records
+        if r.fusion_config.get("alignment") == "exact" and r.probe == "zero_shot"
+    ]
     # Exact alignment decides as the cross-modal encoder does, item by item; another seed changes no decision either.
     assert {r.value for r in exact if r.metric == "agreement"} == {1.0}
     for name in ("group", "subgroup"):

@@ -30,8 +30,8 @@ from krossfuse.encoders.base import Encoder, EncoderModule
 from krossfuse.encoders.bundled import EfficientNetLite0, OpenMojiCLIP
 from krossfuse.encoders.pair import Pair
 from krossfuse.features.extract import extract
-from krossfuse.features.store import FeatureStore
-from krossfuse.results.records import versions
+from krossfuse.features.stores import LocalStore
+from krossfuse.results.versions import versions
 
 
 class Images(OpenMoji):
@@ -90,7 +90,7 @@ def extraction(data: Images, pair: Pair, batch_size: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         trainer = {"accelerator": "cpu", "devices": 1}
-        extract(data, pair, FeatureStore(folder), trainer=trainer, batch_size=batch_size, progress=False)
+        extract(data, pair, LocalStore(folder), trainer=trainer, batch_size=batch_size, progress=False)
         return time.perf_counter() - start
 
 

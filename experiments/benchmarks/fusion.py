@@ -3,9 +3,10 @@
 Features: OpenMoji under the bundled pair, from the feature store (extracted on the first run). Data-dependent sketches
 are fitted on the training images; all errors are measured on the test split, which they have not seen.
 
-* The published formula (arXiv 2506.08645, section 4; method.md, sections 3 and 4), as it is written: float32, features
-  normalised, the symmetrised expert [√(C/d)·1 + φ, √(C/d)·1 − φ]/√2 built 2d wide, two dense matrix products,
-  elementwise product, 1/√l once. It runs in chunks of the same number of rows as ours, and whole; the faster counts.
+* The published formula (arXiv 2506.08645, algorithms 1 and 2; docs/mathematics.md, sections 3 and 4), as it is written:
+  float32, features normalised, the symmetrised expert [√(C/d)·1 + φ, √(C/d)·1 − φ]/√2 built 2d wide, two dense matrix
+  products, elementwise product, 1/√l once. It runs in chunks of the same number of rows as ours, and whole; the faster
+  counts.
 * Ours: ``FusionMethod.encode``, input checks included, on the same rows.
 
 Both encode the same rows (the test images, repeated). In every round each sketch is timed right after the published
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -116,17 +116,17 @@ class Entry:
 
 def openmoji(limit: int | None) -> FeatureBundle:
     """Return OpenMoji's features under the bundled image pair, from the store."""
-    from krossfuse.app.paths import cache_dir
+    from krossfuse.core.trainers import TrainerFactory
     from krossfuse.data.openmoji import OpenMoji
     from krossfuse.encoders.bundled import EfficientNetLite0, OpenMojiCLIP
     from krossfuse.encoders.pair import Pair
     from krossfuse.features.extract import extract
-    from krossfuse.features.store import FeatureStore
+    from krossfuse.features.stores import default_store_root, open_store
 
     experts = {"efficientnet_lite0": EfficientNetLite0()}
     pair = Pair(name="openmoji_image", cross_modal=OpenMojiCLIP(), image_experts=experts)
-    store = FeatureStore(os.environ.get("KROSSFUSE_STORE") or cache_dir("features"))
-    return extract(OpenMoji(limit=limit), pair, store, trainer={"accelerator": "cpu", "devices": 1}, progress=False)
+    store = open_store(default_store_root())
+    return extract(OpenMoji(limit=limit), pair, store, trainers=TrainerFactory(), progress=False)
 
 
 def data_of(bundle: FeatureBundle) -> Data:

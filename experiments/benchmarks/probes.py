@@ -40,9 +40,10 @@ from torch import Tensor
 from experiments.benchmarks.common import Peak, write_json
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import Part
-from krossfuse.probes.base import EmbeddingSpace
 from krossfuse.probes.linear import LinearProbe
-from krossfuse.probes.solvers import SKETCH_RANK, SKETCH_ROWS, LogisticFit, Target, fit_logistic
+from krossfuse.probes.solvers import LogisticFit, Target, fit_logistic
+from krossfuse.probes.solvers.preconditioner import SKETCH_RANK, SKETCH_ROWS
+from krossfuse.probes.space import EmbeddingSpace
 
 GRID = [10 ** (half / 2) for half in range(7)]
 HELD_OUT = 2000

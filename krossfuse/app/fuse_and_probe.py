@@ -11,14 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from krossfuse.app.build import make
 from krossfuse.app.kind import Kind, Plain, Session
 from krossfuse.app.record import make_records
-from krossfuse.app.snapshot import take_snapshot
+from krossfuse.app.snapshot import FeaturesOf, take_snapshot
 from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import (
     ConfigError,
@@ -29,35 +27,43 @@ from krossfuse.core.errors import (
     check_positive,
 )
 from krossfuse.core.labels import DatasetInfo
-from krossfuse.core.parts import CROSS_MODAL, SPLITS, TEST, Part
-from krossfuse.data.embeddings import EmbeddingsFile
+from krossfuse.core.parts import CROSS_MODAL
+from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.module import BaseDataModule
+from krossfuse.encoders.base import EncoderModule
 from krossfuse.encoders.pair import Pair
-from krossfuse.features.extract import extract
-from krossfuse.features.store import FeatureStore
+from krossfuse.features.source import Extraction, FeatureSource, feature_source
 from krossfuse.fusion.base import FusionMethod, InputSpec
-from krossfuse.fusion.io import save_fusion
+from krossfuse.fusion.io import check_saveable, save_fusion
 from krossfuse.fusion.module import FusionModule
-from krossfuse.fusion.stream import inputs_of
-from krossfuse.probes.base import EmbeddingSpace, Probe
+from krossfuse.fusion.stream import inputs_of, kernel_of, roles_of
+from krossfuse.probes.base import Probe
+from krossfuse.probes.space import EmbeddingSpace
+from krossfuse.results.naming import run_name, run_tags
 
 log = logging.getLogger(__name__)
 
 NOMINAL_DIM = 64
 """Dimension that stands for an encoder's own while a configuration is checked and no encoder is loaded yet."""
 
-FEATURE_KEYS = ("data", "pair", "trainer", "extraction", "paths")
+FEATURE_KEYS = ("data", "pair", "store", "trainer", "extraction")
 """Top keys of the configuration that decide the features."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The components of one job, validated; no data and no weights are loaded. ``fusion`` is the option's name."""
+    """The components of one job, validated; no data and no weights are loaded.
+
+    Attributes:
+        cfg: the configuration.
+        fusion: the chosen option's name.
+        method: the fusion for nominal dimensions; None where these do not suit it, or the data bring the features.
+        probes: by name.
+    """
 
     cfg: Plain
     fusion: str
-    data: BaseDataModule | EmbeddingsFile
-    pair: Pair | None
+    method: FusionMethod | None
     probes: dict[str, Probe]
 
 
@@ -65,7 +71,7 @@ class FuseAndProbe(Kind):
     """Fuse the features of a pair of encoders, and probe the fused embedding."""
 
     keys: ClassVar[Mapping[str | None, tuple[str, ...]]] = {
-        None: ("extraction", "fuse", "save_fusion", "figures", "pair", "data", "fusion", "probe"),
+        None: ("extraction", "fuse", "save_fusion", "figures", "pair", "data", "store", "fusion", "probe"),
         "extraction": ("batch_size", "progress"),
         "fuse": ("label_set", "block_rows", "memory_limit"),
         "figures": ("label_set", "max_items"),
@@ -83,15 +89,10 @@ class FuseAndProbe(Kind):
                 raise ConfigError(f"{flag}={value!r} must be true or false")
         if not cfg.get("probe"):
             raise ConfigError("probe=[] measures nothing; choose at least one, e.g. probe=[linear_probe]")
-        data = make(cfg["data"], "data")
-        pair = make(cfg["pair"], "pair") if cfg["pair"] else None
-        if data.provides_features and pair is not None:
-            raise ConfigError(
-                f"data={data.name!r} brings its own features, so it takes no pair={pair.name!r}; say pair=none"
-            )
-        if pair is None and not data.provides_features:
-            raise ConfigError("pair=none has no encoders; choose a pair, or data=embeddings")
+        source = make_source(cfg, TrainerFactory(cfg["trainer"]))
+        pair = source.pair if isinstance(source, Extraction) else None
         probes = {name: make(node, f"probe.{name}") for name, node in cfg["probe"].items()}
+        method = None
         if pair is not None:
             nominal = InputSpec(
                 cross_modal=None if pair.cross_modal is None else NOMINAL_DIM,
@@ -100,31 +101,41 @@ class FuseAndProbe(Kind):
             )
             # What depends on the encoders' true dimensions is checked once they are known.
             with contextlib.suppress(DimensionError):
-                make_method(cfg, nominal)
-        return Job(cfg, choices.get("fusion", "fusion"), data, pair, probes)
+                method = make_method(cfg, nominal)
+        return Job(cfg, choices.get("fusion", "fusion"), method, probes)
 
     def check_data(self, built: Job) -> None:
-        """List the data once for all jobs that share them, and check the names that only they know."""
-        check_names(built, _data(_features_yaml(built.cfg)).info)
+        """List the data once for all jobs that share them; check that they are there, and the names only they know."""
+        source = source_of(built.cfg)
+        source.check()
+        check_names(built, source.info)
+        if built.cfg["save_fusion"] and built.method is not None:
+            check_saveable(built.method)
 
     def label(self, built: Job) -> str:
-        """Return the method, its alignment and dimension, and the seed."""
-        fusion = built.cfg["fusion"]
-        parts = [str(fusion[key]) for key in ("alignment", "dim") if fusion.get(key) is not None]
-        return "-".join([built.fusion, *parts, f"seed{built.cfg['seed']}"])
+        """Return the method, what it is on, and whatever else tells it from the others of a sweep."""
+        return run_name(built.cfg, built.fusion)
+
+    def tags(self, built: Job) -> list[str]:
+        """Return the method, the data, the pair and the probes."""
+        return run_tags(built.cfg, built.fusion)
 
     def run(self, built: Job, session: Session) -> None:
         """Features, fusion, probes, records."""
         cfg, label = built.cfg, session.label
-        bundle = features(cfg)
-        check_names(built, bundle.info)
+        source = source_of(cfg)
+        self.check_data(built)
         start = time.perf_counter()
-        module, space = fuse(cfg, bundle, session.folder)
-        method = module.method
+        stored = cfg["store"] or not isinstance(source, Extraction)
+        given = _bundle(_key(cfg)) if stored else _raw(_key(cfg))
+        log.debug("%s: features after %.1f s", label, time.perf_counter() - start)
+        start = time.perf_counter()
+        fused = fuse(cfg, given, session.folder, session.trainers)
+        method = fused.module.method
         log.info("%s: %d dimensions, fused in %.1f s", label, method.out_dim, time.perf_counter() - start)
-        about = {**method.describe(), "fusion": built.fusion}
-        take_snapshot(bundle, space, session.folder, about=about, **cfg["figures"])
-        probe_all(built, bundle, method, space, session)
+        about = {**method.describe(), "fusion": built.fusion, "data": fused.space.info.name, "pair": fused.pair}
+        take_snapshot(fused.space, fused.features_of, session.folder, about=about, **cfg["figures"])
+        probe_all(built, fused, session)
         if cfg["save_fusion"]:
             save_fusion(method, session.folder / "fusion.safetensors")
 
@@ -142,68 +153,126 @@ def make_method(cfg: Plain, inputs: InputSpec) -> FusionMethod:
     return method
 
 
-@lru_cache(maxsize=4)
-def _data(cfg_yaml: str) -> BaseDataModule | EmbeddingsFile:
-    data: BaseDataModule | EmbeddingsFile = make(OmegaConf.to_container(OmegaConf.create(cfg_yaml).data), "data")
-    return data
+def make_source(cfg: Plain, trainers: TrainerFactory) -> FeatureSource:
+    """Build what gives a job its features; nothing is read.
 
-
-@lru_cache(maxsize=4)
-def _features(cfg_yaml: str) -> FeatureBundle:
-    cfg = OmegaConf.to_container(OmegaConf.create(cfg_yaml))
-    assert isinstance(cfg, dict)
-    data = _data(cfg_yaml)
-    if isinstance(data, EmbeddingsFile):
-        return data.bundle()
-    return extract(
-        data,
-        make(cfg["pair"], "pair"),
-        FeatureStore(cfg["paths"]["store"]),
-        trainer=cfg["trainer"],
+    Raises:
+        ConfigError: a value is impossible, or data and pair do not go together.
+    """
+    return feature_source(
+        make(cfg["data"], "data"),
+        make(cfg["pair"], "pair") if cfg["pair"] else None,
+        make(cfg["store"], "store") if cfg["store"] else None,
+        trainers,
         batch_size=cfg["extraction"]["batch_size"],
         progress=cfg["extraction"]["progress"],
     )
 
 
-def _features_yaml(cfg: Plain) -> str:
+@lru_cache(maxsize=4)
+def _source(cfg_yaml: str) -> FeatureSource:
+    cfg = OmegaConf.to_container(OmegaConf.create(cfg_yaml))
+    assert isinstance(cfg, dict)
+    return make_source({str(key): node for key, node in cfg.items()}, TrainerFactory(cfg["trainer"]))
+
+
+@lru_cache(maxsize=4)
+def _bundle(cfg_yaml: str) -> FeatureBundle:
+    return _source(cfg_yaml).bundle()
+
+
+@lru_cache(maxsize=1)
+def _raw(cfg_yaml: str) -> Raw:
+    source = _source(cfg_yaml)
+    assert isinstance(source, Extraction)
+    loaded: dict[int, EncoderModule] = {}  # two roles may be one encoder
+    encoders = {**source.pair.encoders("image"), **source.pair.encoders("text")}
+    modules = {role: loaded.setdefault(id(encoder), encoder.load().eval()) for role, encoder in encoders.items()}
+    return Raw(source.data, source.pair, modules)
+
+
+def _key(cfg: Plain) -> str:
     return OmegaConf.to_yaml(OmegaConf.create({key: cfg[key] for key in FEATURE_KEYS}))
 
 
+def source_of(cfg: Plain) -> FeatureSource:
+    """Return what gives a job its features; the jobs of a sweep share it, and what it has listed and read."""
+    return _source(_key(cfg))
+
+
 def features(cfg: Plain) -> FeatureBundle:
-    """Return the features of a job: stored, extracted, or the user's own. The jobs of a sweep share them."""
-    return _features(_features_yaml(cfg))
+    """Return the features of a job: stored, extracted, or the user's own. The jobs of a sweep share them.
+
+    Raises:
+        ConfigError: ``store=none`` keeps none.
+    """
+    return _bundle(_key(cfg))
 
 
-def fuse(cfg: Plain, bundle: FeatureBundle, folder: Path | None) -> tuple[FusionModule, EmbeddingSpace]:
+@dataclass(frozen=True)
+class Raw:
+    """Raw items and the loaded encoders that they stream through (``store=none``)."""
+
+    data: BaseDataModule
+    pair: Pair
+    encoders: Mapping[str, EncoderModule]
+
+    @property
+    def inputs(self) -> InputSpec:
+        """Dimensions of the encoders, as fusion methods take them."""
+        dims = {role: encoder.dim for role, encoder in self.encoders.items()}
+        return InputSpec(
+            cross_modal=dims.get(CROSS_MODAL),
+            image_experts={role: dims[role] for role in self.pair.image_experts},
+            text_experts={role: dims[role] for role in self.pair.text_experts},
+        )
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A fused dataset: the module that fused it, what a probe sees of it, and the features of chosen rows."""
+
+    module: FusionModule
+    space: EmbeddingSpace
+    pair: str
+    features_of: FeaturesOf
+
+
+def fuse(
+    cfg: Plain, source: FeatureBundle | Raw, folder: Path | None = None, trainers: TrainerFactory | None = None
+) -> Fused:
     """Fit the fusion method of a job and fuse every part that it can encode.
 
     Parts larger than ``fuse.memory_limit`` go to memory-mapped files in ``folder``, or to temporary ones without it.
+
+    Args:
+        cfg: the job's configuration.
+        source: stored features; or raw items, which stream through the encoders into the fusion (then there is no
+            exact kernel for probes, and no embedding of the cross-modal encoder to agree with).
+        folder: the run folder.
+        trainers: makes every Trainer; None = as ``trainer`` says, without a tracker.
     """
-    method = make_method(cfg, inputs_of(bundle))
+    trainers = trainers or TrainerFactory(cfg["trainer"])
     options = cfg["fuse"]
-    module = FusionModule(method, block_rows=options["block_rows"])
-    label_set = options["label_set"] or next(iter(bundle.info.label_sets), None)
-    module.fit(bundle, label_set=label_set, seed=cfg["seed"])
-    on_cpu = cfg["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
+    method = make_method(cfg, source.inputs if isinstance(source, Raw) else inputs_of(source))
+    items = source.data if isinstance(source, Raw) else source
+    info = items.info
+    wanted = {**roles_of(method.inputs, "image"), **roles_of(method.inputs, "text")}
+    encoders = {role: m for role, m in source.encoders.items() if role in wanted} if isinstance(source, Raw) else None
+    module = FusionModule(method, encoders=encoders, trainers=trainers, block_rows=options["block_rows"])
+    label_set = options["label_set"] or next(iter(info.label_sets), None)
+    module.fit(items, label_set=label_set, seed=cfg["seed"])
     parts = module.fuse(
-        bundle,
-        # On the CPU a plain loop gives the same bits and starts sooner.
-        trainer_options=None if on_cpu else {**cfg["trainer"], "devices": 1, "enable_progress_bar": False},
-        memory_limit=options["memory_limit"],
-        folder=None if folder is None else folder / "fused",
+        items, memory_limit=options["memory_limit"], folder=None if folder is None else folder / "fused"
     )
-
-    def kernel(part_a: Part, rows_a: Tensor, part_b: Part, rows_b: Tensor) -> Tensor:
-        a = {role: x[rows_a] for role, x in bundle[part_a].items()}
-        b = {role: x[rows_b] for role, x in bundle[part_b].items()}
-        gram = method.kernel(part_a.modality, a, part_b.modality, b)
-        if gram is None:
-            raise DataError(f"{type(method).__name__} has no exact kernel")
-        return gram
-
+    if isinstance(source, Raw):
+        data = source.data
+        space = EmbeddingSpace(info, parts, trainers=trainers)
+        return Fused(module, space, source.pair.name, lambda part, rows: module.encode_part(data, part, rows))
+    bundle = source
     reference = {part: roles[CROSS_MODAL] for part, roles in bundle.features.items() if CROSS_MODAL in roles}
-    has_kernel = type(method).kernel is not FusionMethod.kernel
-    return module, EmbeddingSpace(bundle.info, parts, kernel if has_kernel else None, reference)
+    space = EmbeddingSpace(info, parts, kernel_of(method, bundle), reference, trainers)
+    return Fused(module, space, bundle.pair, lambda part, rows: {r: x[rows] for r, x in bundle[part].items()})
 
 
 def check_names(job: Job, info: DatasetInfo) -> None:
@@ -216,33 +285,34 @@ def check_names(job: Job, info: DatasetInfo) -> None:
         name = job.cfg[option]["label_set"]
         if name is not None:
             check_choice(f"{option}.label_set", name, info.label_sets)
-    labelled = [split for label_set in info.label_sets.values() for split in label_set.labels]
-    splits = list(dict.fromkeys([*SPLITS, *labelled, *info.caption_of]))
     for name, probe in job.probes.items():
-        chosen = getattr(probe, "splits", None) or [getattr(probe, "split", TEST)]
-        for split in chosen:
-            check_choice(f"probe.{name}: split", split, splits)
-        for label_set in getattr(probe, "label_sets", None) or []:
-            check_choice(f"probe.{name}: label_sets", label_set, info.label_sets)
+        try:
+            probe.check(info)
+        except ConfigError as error:
+            raise ConfigError(f"probe.{name}: {error}") from None
 
 
-def probe_all(job: Job, bundle: FeatureBundle, method: FusionMethod, space: EmbeddingSpace, session: Session) -> None:
+def probe_all(job: Job, fused: Fused, session: Session) -> None:
     """Run every probe that applies, and record each as soon as it is measured.
 
     Raises:
         DataError: no probe applies.
     """
+    method, space = fused.module.method, fused.space
     probed = False
+    reasons: list[str] = []
     for name, probe in job.probes.items():
-        if not probe.applies(space):
-            log.info("%s: probe %s does not apply (it lacks a modality, labels, or enough items)", session.label, name)
+        reason = probe.why_not(space)
+        if reason is not None:
+            reasons.append(f"{name}: {reason}")
+            log.info("%s: probe %s does not apply: %s", session.label, name, reason)
             continue
         start = time.perf_counter()
         result = probe.evaluate(space, seed=job.cfg["seed"])
         made = make_records(
             job.cfg,
-            data=bundle.info.name,
-            pair=bundle.pair,
+            data=space.info.name,
+            pair=fused.pair,
             fusion=job.fusion,
             dim=method.out_dim,
             described=method.describe(),
@@ -257,5 +327,6 @@ def probe_all(job: Job, bundle: FeatureBundle, method: FusionMethod, space: Embe
         probed = True
     if not probed:
         raise DataError(
-            f"none of the probes {list(job.probes)} applies to {session.label}: it encodes {method.modalities}"
+            f"none of the probes {list(job.probes)} applies to {session.label}, which encodes {method.modalities}: "
+            f"{'; '.join(reasons)}"
         )

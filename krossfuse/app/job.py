@@ -13,8 +13,9 @@ from krossfuse.app.build import job_config, make, make_kind
 from krossfuse.app.kind import Session
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.report.page import report
-from krossfuse.results.records import RunWriter
+from krossfuse.results.naming import group_name
 from krossfuse.results.trackers import Tracker
+from krossfuse.results.writer import RunWriter
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def run(cfg: DictConfig, folder: Path, *, choices: Mapping[str, str], with_repor
     built = kind.build(plain, choices)
     tracker: Tracker = make(plain["logger"], "logger")
     label = kind.label(built)
-    with tracker.run(folder, plain, name=label, group=plain["name"]):
+    group = group_name(plain["name"], folder if with_report else folder.parent)
+    with tracker.run(folder, plain, name=label, group=group, job_type="run", tags=kind.tags(built)):
         with RunWriter(folder) as writer:
             writer.write_config(plain)
             trainers = TrainerFactory(plain["trainer"], logger=tracker.lightning_logger)
@@ -50,5 +52,5 @@ def log_report(tracker: Tracker, written: list[Path]) -> None:
     for path in written:
         if path.suffix == ".csv":
             tracker.log_table(path.stem, pd.read_csv(path))
-    tracker.log_figures(path for path in written if path.suffix == ".png")
+    tracker.log_pictures(path for path in written if path.suffix == ".png")
     log.info("report: %s", written[0].parent)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from krossfuse.core.trainers import TrainerFactory
-from krossfuse.results.records import RunWriter
 from krossfuse.results.trackers import Tracker
+from krossfuse.results.writer import RunWriter
 
 Plain = dict[str, Any]
 """A resolved configuration in plain containers."""
@@ -68,6 +68,10 @@ class Kind(ABC):
     @abstractmethod
     def label(self, built: Any) -> str:
         """Return the short name of a job: what tells it from the others of a sweep."""
+
+    @abstractmethod
+    def tags(self, built: Any) -> list[str]:
+        """Return the tags of the job's tracker run."""
 
     @abstractmethod
     def run(self, built: Any, session: Session) -> None:

@@ -12,21 +12,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import platformdirs
 from omegaconf import OmegaConf
 
 from krossfuse.core.errors import ConfigError
+from krossfuse.core.files import cache_dir
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The configuration groups: inside the package in a wheel, beside it in a checkout."""
 
 USER_CONFIG = "KROSSFUSE_CONF"
-
-
-def cache_dir(name: str) -> str:
-    """Return a folder of KrossFuse's own in the user's cache (overridden by KROSSFUSE_CACHE)."""
-    return str(Path(os.environ.get("KROSSFUSE_CACHE") or platformdirs.user_cache_dir("krossfuse")) / name)
 
 
 OmegaConf.register_new_resolver("krossfuse_cache", cache_dir, replace=True)

@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from krossfuse.probes.base import ProbeResult
-from krossfuse.results.records import Record, config_digest, versions
+from krossfuse.results.digest import config_digest, method_digest
+from krossfuse.results.records import Record
+from krossfuse.results.versions import versions
 
 
 def make_records(
@@ -43,14 +45,11 @@ def make_records(
         "pair": pair,
         "fusion": fusion,
         "dim": dim,
-        "alignment": described.get("alignment", ""),
-        "sketch": described.get("sketch", ""),
-        "kernel": described.get("kernel", ""),
-        "C": described.get("C"),
         "probe": probe,
         "seed": cfg["seed"],
         "fusion_config": dict(described),
-        "config_digest": config_digest(cfg),
+        "config_digest": config_digest(cfg, probe),
+        "method_digest": method_digest(cfg),
         "versions": versions(),
         "seconds": seconds,
         "deterministic": deterministic,

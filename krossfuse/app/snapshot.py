@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.parts import CROSS_MODAL, TEST, Part
-from krossfuse.probes.base import EmbeddingSpace
+from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.results.snapshot import balanced_rows, make_snapshot, save_snapshot
+
+FeaturesOf = Callable[[Part, Tensor], Mapping[str, Tensor]]
+"""``features_of(part, rows)``: by role, the parents' features of some rows of a part."""
 
 
 def take_snapshot(
-    bundle: FeatureBundle,
     space: EmbeddingSpace,
+    features_of: FeaturesOf,
     folder: Path,
     *,
     label_set: str | None,
@@ -29,41 +32,40 @@ def take_snapshot(
     can be compared.
 
     Args:
-        bundle: the parents' features.
         space: the fused embedding.
+        features_of: the parents' features.
         folder: the run folder.
         label_set: that orders the items; None: the first.
         max_items: at most so many.
-        about: what describes the method.
+        about: what the run is: its data, pair, and what describes the method.
     """
-    label_set = label_set or next(iter(bundle.info.label_sets), None)
+    label_set = label_set or next(iter(space.info.label_sets), None)
     part = next((p for p in (Part(TEST, "image"), Part(TEST, "text")) if p in space), None)
     if label_set is None or part is None:
         return
-    labels = bundle.info.labels(label_set, part)
+    labels = space.info.labels(label_set, part)
     if labels.ndim != 1:  # an item with several classes has no place in an order by class
         return
     rows = balanced_rows(labels, max_items)
-    text, caption_of = Part(TEST, "text"), bundle.info.caption_of.get(TEST)
+    text, caption_of = Part(TEST, "text"), space.info.caption_of.get(TEST)
     texts: dict[str, Any] = {}
     if part.modality == "image" and text in space and caption_of is not None:
         place = torch.full((len(labels),), -1).index_put((rows,), torch.arange(len(rows)))[caption_of]
         captions = torch.nonzero(place >= 0).flatten()
-        cross = bundle[text].get(CROSS_MODAL)
         texts = {
-            "text_cross_modal": None if cross is None else cross[captions],
+            "text_cross_modal": features_of(text, captions).get(CROSS_MODAL),
             "text_fused": space[text][captions],
             "text_of": place[captions],
         }
-    parents = {role: x[rows] for role, x in bundle[part].items()}
+    parents = dict(features_of(part, rows))
     made = make_snapshot(
         labels[rows],
-        bundle.info.label_sets[label_set].classes,
+        space.info.label_sets[label_set].classes,
         cross_modal=parents.pop(CROSS_MODAL, None),
         experts=parents,
         fused=space[part][rows],
         label_set=label_set,
-        about={**about, "data": bundle.info.name, "pair": bundle.pair},
+        about=about,
         **texts,
     )
     save_snapshot(made, folder)

@@ -1,19 +1,18 @@
-"""Sweeps: the union of several grids, every job checked before the first one runs, one report over all of them.
-
-The base class is Hydra's own sweeper, which it keeps in a private module: this file is the only one that imports it.
-"""
+"""Sweeps: the union of several grids, every job checked before the first one runs, one report over all of them."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -34,8 +33,8 @@ def to_check(jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     return chosen
 
 
-class GridSweeper(BasicSweeper):
-    """Sweep the union of several grids.
+class GridSweep:
+    """Sweep the union of several grids; what ``hydra_plugins.krossfuse_sweeper`` puts before Hydra's own sweeper.
 
     Hydra's own sweeper knows one grid, so a method without seeds would run once for every seed. Here ``grids`` is
     a list of mappings in the form of ``hydra.sweeper.params``; the command line is added to each of them, and wins.
@@ -44,13 +43,20 @@ class GridSweeper(BasicSweeper):
     failures are raised.
     """
 
+    config: DictConfig | None
+    launcher: Launcher | None
+    hydra_context: HydraContext | None
+    max_batch_size: int | None
+    split_arguments: Callable[[list[Override], int | None], list[list[list[str]]]]
+    _parse_config: Callable[[], list[str]]
+
     def __init__(
         self,
         max_batch_size: int | None = None,
         params: Mapping[str, str] | None = None,
         grids: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        super().__init__(max_batch_size, dict(params or {}))
+        super().__init__(max_batch_size, dict(params or {}))  # type: ignore[call-arg]
         self.grids = [dict(grid) for grid in grids or []] or [{}]
 
     def jobs(self, arguments: list[str]) -> list[list[str]]:
@@ -106,9 +112,11 @@ def report_sweep(cfg: DictConfig, folder: Path) -> None:
     from krossfuse.app.build import make
     from krossfuse.app.job import log_report
     from krossfuse.report.page import report
+    from krossfuse.results.naming import group_name
 
     tracker = make(OmegaConf.to_container(cfg.logger, resolve=True), "logger")
     written = report(folder)
     about = {"name": cfg.name, "overrides": list(cfg.hydra.overrides.task)}
-    with tracker.run(folder, about, name=f"{cfg.name}-report", group=str(cfg.name), tags=["report"]):
+    group = group_name(str(cfg.name), folder)
+    with tracker.run(folder, about, name=f"{group} report", group=group, job_type="report", tags=["report"]):
         log_report(tracker, written)

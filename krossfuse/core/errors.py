@@ -59,3 +59,14 @@ def check_positive(name: str, value: object, *, integer: bool = False) -> None:
     number = isinstance(value, int) or (not integer and isinstance(value, float))
     if isinstance(value, bool) or not number or not value > 0 or not math.isfinite(value):  # type: ignore[operator,arg-type]
         raise ConfigError(f"{name}={value!r} must be {kind}")
+
+
+def check_range(name: str, value: object, low: float, high: float, why: str) -> None:
+    """Check that ``value`` is a number from ``low`` to ``high``.
+
+    Raises:
+        ConfigError: it is not; ``why`` says where the bounds come from.
+    """
+    check_positive(name, value)
+    if not low <= value <= high:  # type: ignore[operator]
+        raise ConfigError(f"{name}={value!r} must be a number from {low:g} to {high:g}: {why}")

@@ -1,8 +1,9 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, files that can be read at all, and the user's cache."""
 
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,3 +52,31 @@ def sync(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_regular(path: str | Path) -> None:
+    """Check that ``path`` is a file: opening a named pipe waits for ever, and a device may never end.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        OSError: it is a folder, a named pipe, a socket or a device; the message says which.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(f"it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file")
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def cache_dir(name: str) -> str:
+    """Return a folder of KrossFuse's own in the user's cache (overridden by KROSSFUSE_CACHE)."""
+    import platformdirs
+
+    return str(Path(os.environ.get("KROSSFUSE_CACHE") or platformdirs.user_cache_dir("krossfuse")) / name)

@@ -143,6 +143,7 @@ for _metric in (
     _fraction("nmi"),
     Metric(name="ami", low=-1.0, high=1.0),
     Metric(name="ari", low=-1.0, high=1.0),
+    _fraction("matched_accuracy"),
     _fraction("agreement", relative=True),
     _fraction("zero_shot_agreement", relative=True),
     Metric(name="spearman", unit="", low=-1.0, high=1.0, relative=True),

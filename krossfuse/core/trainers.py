@@ -39,6 +39,13 @@ class TrainerFactory:
         self.options = dict(options or {"accelerator": "cpu", "devices": 1})
         self._logger = logger
 
+    @classmethod
+    def on(cls, device: torch.device) -> TrainerFactory:
+        """Return a factory of Trainers on one device, without options and without a tracker."""
+        if device.type == "cpu":
+            return cls()
+        return cls({"accelerator": "gpu" if device.type == "cuda" else device.type, "devices": [device.index or 0]})
+
     def __call__(
         self, *, callbacks: Sequence[Callback] = (), log: bool = False, one_device: bool = True, **fixed: Any
     ) -> Trainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.files import check_regular
 from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
 from krossfuse.core.parts import SPLITS, TRAIN, Part
 
@@ -83,6 +85,7 @@ def open_image(path: str | Path) -> Image.Image:
         DataError: the file is missing, truncated or no image; the message names it.
     """
     try:
+        check_regular(path)  # to open a named pipe is to wait for ever
         with Image.open(path) as image:
             if "A" in image.getbands() or "transparency" in image.info:
                 layered = image.convert("RGBA")
@@ -215,6 +218,10 @@ def _check_captions(where: str, rows: Tensor, n_images: int | None, n_texts: int
 
 def _check_labels(where: str, label_set: LabelSet, sizes: Mapping[Part, int]) -> None:
     n_classes = len(label_set.classes)
+    if twice := sorted(name for name, count in Counter(label_set.classes).items() if count > 1):
+        raise DataError(
+            f"{where}: {len(twice)} class name(s) given to several classes: {twice[:10]}; each needs its own"
+        )
     for split, labels in label_set.labels.items():
         rows = sizes.get(Part(split, "image"), sizes.get(Part(split, "text"), 0))
         if len(labels) != rows:
@@ -240,7 +247,10 @@ def _check_labels(where: str, label_set: LabelSet, sizes: Mapping[Part, int]) ->
         counts = train.sum(0) if label_set.multilabel else torch.bincount(train[train >= 0], minlength=n_classes)
         empty = [label_set.classes[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
         if empty:
-            raise DataError(f"{where}: {len(empty)} of {n_classes} classes have no training samples: {empty[:10]}")
+            raise DataError(
+                f"{where}: {len(empty)} of {n_classes} classes have no training samples: {empty[:10]}"
+                f"{_more(empty)}; add some, or leave the classes out of every split"
+            )
     for name, prompts in label_set.prompts.items():
         owner = prompts.owner
         if len(prompts.texts) != len(owner):
@@ -249,4 +259,12 @@ def _check_labels(where: str, label_set: LabelSet, sizes: Mapping[Part, int]) ->
             raise DataError(f"{where}, prompts {name!r}: an owner is outside the {n_classes} classes")
         silent = sorted(set(range(n_classes)) - set(owner.tolist()))
         if silent:
-            raise DataError(f"{where}, prompts {name!r}: no text for {[label_set.classes[i] for i in silent[:10]]}")
+            raise DataError(
+                f"{where}, prompts {name!r}: no text for {[label_set.classes[i] for i in silent[:10]]}{_more(silent)}; "
+                f"{n_classes - len(silent)} of {n_classes} classes have one: give each class a text (an owner is the "
+                "class's number, from 0), or remove this prompt set"
+            )
+
+
+def _more(shown: Sequence[object]) -> str:
+    return f" and {len(shown) - 10} more" if len(shown) > 10 else ""

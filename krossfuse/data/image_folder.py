@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from krossfuse.core.errors import DataError, check_choice, did_you_mean
+from krossfuse.core.files import check_regular
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import (
@@ -22,12 +23,8 @@ from krossfuse.data.common import (
     required_path,
     stratified_split,
 )
+from krossfuse.data.listing import EXTENSIONS, Listing, list_images
 from krossfuse.data.module import BaseDataModule, Item
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-Listing = list[tuple[str, str]]
-"""(class folder, path relative to the root) of each image, sorted."""
 
 
 class ImageFolder(BaseDataModule):
@@ -81,17 +78,36 @@ class ImageFolder(BaseDataModule):
         self.split_seed = split_seed
         self.digest = check_choice("data.digest", digest, ("stat", "content"))
 
+    def check(self) -> None:
+        """Check that the folder is there, and the file of class names.
+
+        Raises:
+            DataError: it is not.
+        """
+        if not self.root.is_dir():
+            raise DataError(f"data.root: there is no folder {str(self.root)!r}")
+        if self.class_names is not None and not Path(self.class_names).expanduser().exists():
+            raise DataError(f"data.class_names: cannot read {self.class_names!r}: there is no such file")
+
     def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
         """List the files; no image is opened.
 
         Raises:
             DataError: no such folder, no images in it, a class without training images, a bad ``class_names`` file.
         """
-        if not self.root.is_dir():
-            raise DataError(f"data.root: there is no folder {str(self.root)!r}")
+        self.check()
         listing, rule = self._split()
         folders = sorted({folder for files in listing.values() for folder, _ in files})
         names = self._names(folders)
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            of = {
+                name: [folder for folder, other in zip(folders, names, strict=True) if other == name] for name in twice
+            }
+            raise DataError(
+                f"data.root: {len(twice)} class name(s) stand for several folders: {dict(list(of.items())[:5])}; give "
+                "each folder its own name by data.class_names=FILE, or make them one folder"
+            )
         index = {folder: i for i, folder in enumerate(folders)}
         labels = {
             split: torch.tensor([index[folder] for folder, _ in files], dtype=torch.int64)
@@ -114,13 +130,13 @@ class ImageFolder(BaseDataModule):
         """Return the files of each split and how each split came about."""
         given = [split for split in SPLITS if (self.root / split).is_dir()]
         if TRAIN in given and len(given) > 1:
-            listing = {split: _list(self.root, split) for split in given}
+            listing = {split: list_images(self.root, split) for split in given}
             rule = {split: f"folder {split}" for split in given}
             if TEST not in given:
                 listing[TEST], rule[TEST] = listing.pop(VAL), "folder val"
             to_draw = [] if VAL in listing else [VAL]
         else:
-            listing, rule, to_draw = {TRAIN: _list(self.root, "")}, {TRAIN: "the rest"}, [VAL, TEST]
+            listing, rule, to_draw = {TRAIN: list_images(self.root, "")}, {TRAIN: "the rest"}, [VAL, TEST]
         if not listing[TRAIN]:
             raise DataError(
                 f"no images in class folders of {str(self.root)!r}; expected CLASS/*.jpg "
@@ -142,6 +158,7 @@ class ImageFolder(BaseDataModule):
             return [folder.replace("_", " ") for folder in folders]
         path = Path(self.class_names).expanduser()
         try:
+            check_regular(path)
             mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise DataError(f"data.class_names: cannot read {str(path)!r}: {error}") from error
@@ -164,18 +181,3 @@ class ImageFolder(BaseDataModule):
         except OSError as error:
             raise DataError(f"cannot read image {str(path)!r}: {error}") from error
         return f"{file[1]} {stat.st_size} {stat.st_mtime_ns}"
-
-
-def _list(root: Path, below: str) -> Listing:
-    """List the images of the class folders of ``root/below``; hidden files and folders are left out."""
-    found: Listing = []
-    base = root / below
-    for folder in sorted(entry.name for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        for where, inside, files in os.walk(base / folder, followlinks=True):
-            inside[:] = [name for name in inside if not name.startswith(".")]
-            found += [
-                (folder, (Path(where) / file).relative_to(root).as_posix())
-                for file in files
-                if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-            ]
-    return sorted(found)

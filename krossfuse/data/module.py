@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
-from krossfuse.core.errors import ConfigError, did_you_mean
+from krossfuse.core.errors import ConfigError, check_choice, did_you_mean
 from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.parts import Part
+from krossfuse.core.processes import end_with_parent
 from krossfuse.data.common import check_info, digest
+from krossfuse.data.duplicates import CHOICES, check_duplicates
 
 Item = Image | str
 Transform = Callable[[Any], Any]
 Collate = Callable[[list[Any]], Any]
+Rows = Sequence[int]
 
 
 class BaseDataModule(pl.LightningDataModule, ABC):
@@ -33,19 +36,21 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         num_workers: loader processes for image parts (text parts are read in the main process); None = one less
             than the cores at hand, between 1 and 8.
 
+        duplicates: what to do about items that are, by content, in two splits: ``warn``, ``error`` or ``ignore``
+            (:func:`krossfuse.data.duplicates.check_duplicates`).
+
     Raises:
         ConfigError: a bad value.
     """
 
-    provides_features: ClassVar[bool] = False
-
-    def __init__(self, *, batch_size: int = 64, num_workers: int | None = None) -> None:
+    def __init__(self, *, batch_size: int = 64, num_workers: int | None = None, duplicates: str = "warn") -> None:
         super().__init__()
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size={batch_size!r} must be a positive integer")
         if num_workers is not None and (not isinstance(num_workers, int) or num_workers < 0):
             raise ConfigError(f"num_workers={num_workers!r} must be null or a whole number, 0 or more")
         self.batch_size = batch_size
+        self.duplicates = check_choice("data.duplicates", duplicates, CHOICES)
         self.num_workers = min(8, max(1, _cores() - 1)) if num_workers is None else num_workers
         self._loaded: tuple[DatasetInfo, dict[Part, Sequence[Item]]] | None = None
         self._selected: tuple[Part, Transform, Collate, int] | None = None
@@ -64,6 +69,9 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         if self._loaded is None:
             info, items = self.load()
             check_info(info, {part: len(of_part) for part, of_part in items.items()})
+            main = "image" if any(part.modality == "image" for part in items) else "text"
+            compared = {part.split: of_part for part, of_part in items.items() if part.modality == main}
+            check_duplicates(info.name, compared, self.duplicates)
             every = dict(items)
             for name, label_set in info.label_sets.items():
                 for prompt_set, prompts in label_set.prompts.items():
@@ -107,6 +115,37 @@ class BaseDataModule(pl.LightningDataModule, ABC):
             return {"part": str(part), "n": len(items), "sha256": digest(str(text) for text in items)}
         return {"part": str(part), "n": len(items), "dataset": self.info.name, **self.info.fingerprint}
 
+    def check(self) -> None:
+        """Check what can be known at once, before any work: that the folder or the files of the dataset are there.
+
+        Raises:
+            DataError: they are not.
+        """
+
+    def loader(self, part: Part, transform: Transform, collate: Collate, batches: Sequence[Rows]) -> DataLoader[Any]:
+        """Return a loader of chosen rows of a part.
+
+        Args:
+            part: the part.
+            transform: called once an item, in the loader's worker, with the RGB image or the text.
+            collate: called once a batch with the list of what ``transform`` returned.
+            batches: the rows of each batch.
+
+        Returns:
+            A loader of ``(rows, collate([transform(item), ...]))``, in the order of ``batches``.
+
+        Raises:
+            KeyError: there is no such part.
+        """
+        return DataLoader(
+            _Batches(self.items(part), transform, collate, batches),
+            batch_size=None,
+            num_workers=self.num_workers if part.modality == "image" else 0,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_begin_worker,
+        )
+
     def select(self, part: Part, transform: Transform, collate: Collate, skip: int = 0) -> None:
         """Choose what :meth:`predict_dataloader` serves.
 
@@ -137,7 +176,30 @@ class BaseDataModule(pl.LightningDataModule, ABC):
             num_workers=self.num_workers if part.modality == "image" else 0,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_begin_worker,
         )
+
+
+class _Batches(Dataset[Any]):
+    """Batches of given rows."""
+
+    def __init__(self, items: Sequence[Item], transform: Transform, collate: Collate, batches: Sequence[Rows]) -> None:
+        self.items, self.transform, self.collate, self.batches = items, transform, collate, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[Rows, Any]:
+        rows = self.batches[index]
+        return rows, self.collate([self.transform(self.items[row]) for row in rows])
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _begin_worker(worker: int) -> None:
+    end_with_parent()
 
 
 class _Rows(Dataset[Any]):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from krossfuse.core.errors import ConfigError, DataError, check_choice
+from krossfuse.core.files import check_regular
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import check_fractions, digest, required_path, stratified_split
@@ -91,6 +92,18 @@ class TextFiles(BaseDataModule):
         check_fractions(self.fractions)
         self.split_seed = split_seed
 
+    def check(self) -> None:
+        """Check that the files are there.
+
+        Raises:
+            DataError: one is not.
+        """
+        for file in self.files.values():
+            if not (self.root / file).exists():
+                raise DataError(
+                    f"cannot read {str(self.root / file)!r}: No such file or directory; is data.root the folder of it?"
+                )
+
     def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
         """Read the files.
 
@@ -155,9 +168,11 @@ def read_labelled_lines(path: Path, encoding: str = "auto") -> list[tuple[str, s
         DataError: no such file, bytes that are not of the encoding, or a line without a blank; it names the line.
     """
     try:
+        check_regular(path)
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {str(path)!r}: {error.strerror}; is data.root the folder of it?") from error
+        why = error.strerror or error
+        raise DataError(f"cannot read {str(path)!r}: {why}; is data.root the folder of it?") from error
     try:
         content = _decode(data) if encoding == "auto" else data.decode(encoding)
     except UnicodeDecodeError as error:

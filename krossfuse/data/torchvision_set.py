@@ -62,6 +62,18 @@ class TorchvisionDataset(BaseDataModule):
         self.split_seed = split_seed
         self.dataset_name = name or dataset.lower()
 
+    def check(self) -> None:
+        """Check that the folder is there, unless it is to be downloaded.
+
+        Raises:
+            DataError: it is not.
+        """
+        if not self.download and not self.root.is_dir():
+            raise DataError(
+                f"data.root: there is no folder {str(self.root)!r}; set data.root to torchvision's root of "
+                f"{self.dataset}, or data.download=true"
+            )
+
     def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
         """Read the arrays.
 
@@ -117,6 +129,10 @@ class _Images(Sequence[Image]):
     def __getitem__(self, index: int) -> Image:  # type: ignore[override]
         image: Image = self.dataset[self.rows[index]][0]
         return image.convert("RGB")
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes of the stored pixels."""
+        return np.ascontiguousarray(self.dataset.data[self.rows[index]]).tobytes()
 
 
 def _sha256(data: Any) -> str:

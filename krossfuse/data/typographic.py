@@ -52,6 +52,10 @@ class TypographicAttack(BaseDataModule):
         self.seed = seed
         self.dataset_name = name
 
+    def check(self) -> None:
+        """Check the base."""
+        self.base.check()
+
     def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
         """List the base and draw the misleading classes.
 

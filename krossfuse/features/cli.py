@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from krossfuse.core.errors import ConfigError, did_you_mean
-from krossfuse.features.store import DamagedEntryError, Entry, FeatureStore
+from krossfuse.core.errors import ConfigError, StoreError, did_you_mean
+from krossfuse.features.entry import Entry
+from krossfuse.features.stores import FeatureStore, default_store_root, open_store
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,12 +27,16 @@ def main(argv: Sequence[str]) -> int:
         0, or 1 if ``verify`` found damage or ``delete`` left an entry that a job is writing.
 
     Raises:
-        ConfigError: nothing fits the given key, dataset or encoder.
+        ConfigError: nothing fits the given key, dataset or encoder; a key that is empty or fits several entries that
+            would be deleted; no such store.
     """
     options = _parser().parse_args(argv)
-    store = FeatureStore(options.store or _default_root())
-    found: int = options.run(store, options)
-    return found
+    if options.store == "" or (options.store and "://" not in options.store and not Path(options.store).is_dir()):
+        raise ConfigError(
+            f"--store={options.store!r}: there is no such folder; without --store: {default_store_root()}"
+        )
+    status: int = options.run(open_store(options.store or default_store_root()), options)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,36 +55,47 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--encoder", help="entries of this encoder")
         command.add_argument("--partial", action="store_true", help="what killed jobs left half-written")
         command.add_argument(
-            "--store", metavar="FOLDER", help="the store (default: KROSSFUSE_STORE, else the user's cache)"
+            "--store", metavar="WHERE", help="folder or URL (default: KROSSFUSE_STORE, else the user's cache)"
         )
         if name == "delete":
             command.add_argument("--all", action="store_true", help="everything")
             command.add_argument("--dry-run", action="store_true", help="say what would be deleted, delete nothing")
+            command.add_argument("--yes", action="store_true", help="delete without a question")
     return parser
 
 
-def _default_root() -> str:
-    from krossfuse.app.paths import cache_dir
-
-    return os.environ.get("KROSSFUSE_STORE") or cache_dir("features")
-
-
-def _chosen(store: FeatureStore, options: argparse.Namespace) -> list[Entry]:
+def _chosen(store: FeatureStore, options: argparse.Namespace, *, one: bool = False) -> list[Entry]:
     """Return the entries that fit all given conditions.
 
+    Args:
+        store: the store.
+        options: the conditions.
+        one: whether each key must fit one entry (or what is left of it) only.
+
     Raises:
-        ConfigError: a key, dataset or encoder fits none; the message names the nearest that the store has.
+        ConfigError: a condition is empty (a variable that is not set), or fits none (the message names the nearest that
+            the store has), or a key fits several though it must not.
     """
+    conditions = [("KEY", key) for key in options.keys]
+    conditions += [(f"--{what}", getattr(options, what)) for what in ("dataset", "encoder")]
+    for what, value in conditions:
+        if value is not None and not value.strip():
+            raise ConfigError(
+                f"krossfuse store: {what} is empty (a variable that is not set?); that would fit everything"
+            )
     entries = store.entries()
     for key in options.keys:
-        if not any(entry.name.startswith(key) for entry in entries):
-            raise ConfigError(f"store {str(store.root)!r} has no key {key!r}; krossfuse store list shows all")
+        fits = sorted({entry.name for entry in entries if entry.name.startswith(key)})
+        if not fits:
+            raise ConfigError(f"store {store.where!r} has no key {key!r}; krossfuse store list shows all")
+        if one and len(fits) > 1:
+            raise ConfigError(f"key {key!r} fits {len(fits)} entries: {fits[:5]}; give more of it, or --all")
     for what in ("dataset", "encoder"):
         value = getattr(options, what)
         have = sorted({entry.key.about.get(what, "") for entry in entries})
         if value is not None and value not in have:
             raise ConfigError(
-                f"store {str(store.root)!r} has no {what} {value!r}{did_you_mean(value, have)}; it has {have}"
+                f"store {store.where!r} has no {what} {value!r}{did_you_mean(value, have)}; it has {have}"
             )
     return [
         entry
@@ -88,13 +108,13 @@ def _chosen(store: FeatureStore, options: argparse.Namespace) -> list[Entry]:
 
 
 def _list(store: FeatureStore, options: argparse.Namespace) -> int:
-    _print(store, _chosen(store, options), f"Feature store {store.root}")
+    _print(store, _chosen(store, options), f"Feature store {store.where}")
     return 0
 
 
 def _show(store: FeatureStore, options: argparse.Namespace) -> int:
     for entry in _chosen(store, options):
-        print((entry.folder / "entry.json").read_text("utf-8"), end="")
+        print(store.record(entry), end="")
     return 0
 
 
@@ -104,7 +124,7 @@ def _verify(store: FeatureStore, options: argparse.Namespace) -> int:
     for entry in entries:
         try:
             store.verify(entry, again=True)
-        except DamagedEntryError as error:
+        except StoreError as error:
             damaged += 1
             print(error, file=sys.stderr)
     print(f"{len(entries) - damaged} of {len(entries)} entries are as they were written")
@@ -114,10 +134,16 @@ def _verify(store: FeatureStore, options: argparse.Namespace) -> int:
 def _delete(store: FeatureStore, options: argparse.Namespace) -> int:
     if not (options.all or options.keys or options.dataset or options.encoder or options.partial):
         raise ConfigError("krossfuse store delete: say what (KEY, --dataset, --encoder, --partial) or --all")
-    entries = _chosen(store, options)
-    if options.dry_run:
-        _print(store, entries, "Would be deleted")
+    entries = _chosen(store, options, one=True)
+    _print(store, entries, "Would be deleted" if options.dry_run else "To delete")
+    if options.dry_run or not entries:
         return 0
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("krossfuse store delete: nobody is there to be asked; say --yes")
+        if input(f"Delete these {len(entries)} entries? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was deleted")
+            return 1
     left = [entry for entry in entries if not store.delete(entry.name, partial=entry.partial)]
     for entry in left:
         print(f"{entry.name} is being written by a job; left alone", file=sys.stderr)
@@ -131,7 +157,7 @@ def _print(store: FeatureStore, entries: Sequence[Entry], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE, title=_literal(title), title_justify="left")
     for name in ("dataset", "part", "encoder"):
         table.add_column(name, overflow="fold")
     for name in ("rows", "dim", "size", "age"):
@@ -140,7 +166,7 @@ def _print(store: FeatureStore, entries: Sequence[Entry], title: str) -> None:
     for entry in entries:
         about = entry.key.about
         table.add_row(
-            *(about.get(name, "") for name in ("dataset", "part", "encoder")),
+            *(_literal(about.get(name, "")) for name in ("dataset", "part", "encoder")),
             f"{entry.done}/{entry.rows}, partial" if entry.partial else str(entry.rows),
             f"{entry.dim}" + (" half" if entry.dtype == "float16" else ""),
             _bytes(entry.size),
@@ -152,7 +178,15 @@ def _print(store: FeatureStore, entries: Sequence[Entry], title: str) -> None:
     if entries:
         console.print(table)
     total = _bytes(sum(entry.size for entry in entries))
-    console.print(f"{len(entries)} entries, {total}, in {store.root}", highlight=False, soft_wrap=True)
+    line = f"{len(entries)} entries, {total}, in {store.where}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _literal(name: object) -> Text:
+    """Return a name as it is: no markup, and no control characters."""
+    from rich.text import Text
+
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name)))
 
 
 def _bytes(size: float) -> str:

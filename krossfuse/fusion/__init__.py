@@ -7,6 +7,7 @@ from typing import Any
 
 # Where each public name lives; loaded when first used, so that pure mathematics does not import Lightning.
 _HOMES = {
+    "alignments": ("Alignment", "ExactAlignment", "OffsetAlignment", "PublishedAlignment", "SharedAlignment"),
     "base": ("FusionMethod", "InputSpec"),
     "kernels": (
         "CauchyKernel",
@@ -17,14 +18,24 @@ _HOMES = {
         "LinearKernel",
         "MaternKernel",
         "PolynomialKernel",
+        "ShiftInvariantKernel",
         "paired_kernels",
     ),
     "methods": (
         "Alone",
+        "Attention",
+        "AverageKernel",
+        "CCA",
+        "Comm",
         "Concatenation",
         "ExactKrossFuse",
+        "Gate",
+        "PCAConcatenation",
+        "PostProcess",
+        "RFFConcatenation",
         "RPKrossFuse",
         "ReleasedCode",
+        "TrainedFusion",
         "UnimodalKrossFuse",
         "gram",
     ),
@@ -32,6 +43,8 @@ _HOMES = {
         "BlockOrthogonalSketch",
         "ComplexToRealSRHTSketch",
         "ComplexToRealSketch",
+        "DenseSketch",
+        "FittedSketch",
         "GaussianSketch",
         "JointFourierSketch",
         "KPoMRPSketch",

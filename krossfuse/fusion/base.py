@@ -12,9 +12,14 @@ from torch import Tensor, nn
 
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.parts import MODALITIES, Modality
+from krossfuse.core.trainers import TrainerFactory
 
 Features = Mapping[str, Tensor]
 """Features of one batch by role: ``"cross_modal"`` or an expert's name to (batch, dim)."""
+
+
+CHOSEN = ("C_folds", "C_rows", "C_ridge", "C_accuracy", "best_epoch")
+"""Keys of :meth:`FusionMethod.describe` that a fit has found, and that tell no methods apart."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +52,21 @@ class FusionMethod(nn.Module, ABC):
     configuration beside the tensors.
 
     Attributes:
+        title: the method's name for readers: in tables and pictures.
         inputs: the dimensions of the parents.
         deterministic: True when neither the seed nor the fit's data order changes the result (no seeds to sweep).
         trained: True when ``fit`` needs labels.
         arguments: what it was constructed with.
+        trainers: makes the Trainers of a method that trains; None = the method's device, without a tracker.
         fitted_buffers: names of the buffers that are empty before the fit and take any shape when a state is loaded.
     """
 
+    title: str
     inputs: InputSpec
     deterministic: bool = False
     trained: bool = False
     arguments: dict[str, Any]
+    trainers: TrainerFactory | None = None
     fitted_buffers: ClassVar[tuple[str, ...]] = ()
 
     def __new__(cls, **arguments: Any) -> Self:  # noqa: D102
@@ -75,6 +84,21 @@ class FusionMethod(nn.Module, ABC):
     @abstractmethod
     def out_dim(self) -> int:
         """Dimension of the fused embedding, equal for all its modalities."""
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether :meth:`kernel` gives an exact kernel, which is known before the fit."""
+        return type(self).kernel is not FusionMethod.kernel
+
+    def check_rows(self, rows: Mapping[Modality, int]) -> None:
+        """Check that a fit on so many training rows is possible; cheap, so that a sweep can be refused as a whole.
+
+        Args:
+            rows: by modality, how many rows :meth:`fit` would be given; what is not there is not checked.
+
+        Raises:
+            DataError: they are too few; the message says how many it takes.
+        """
 
     def fit(
         self, image: Features | None = None, text: Features | None = None, *, labels: Tensor | None = None
@@ -111,10 +135,14 @@ class FusionMethod(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return the flat, JSON-able description that goes into every result.
+        """Return the one mapping that says what the method is: flat and JSON-able, in every result.
 
-        Keys where they apply: ``method``, ``dim`` (total output), ``alignment``, ``sketch``, ``kernel``,
-        ``bandwidth``, ``C``, ``seed``, and whatever else the method was configured with or has chosen.
+        Keys where they apply: ``method``, ``title`` (for readers), ``dim`` (total output), ``alignment``, ``sketch``,
+        ``kernel``, ``bandwidth``, ``C``, ``seed``, and whatever else it was configured with or has chosen.
+
+        Two methods are the same one if they agree in every key but ``title``, ``seed`` (another draw of it) and
+        :data:`CHOSEN` (what its fit has found on the data at hand). A ``C`` or a ``bandwidth`` that a rule chose
+        stands beside the rule (``C_rule``, ``bandwidth_rule``), and tells nothing apart then.
         """
 
 

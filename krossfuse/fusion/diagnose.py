@@ -21,9 +21,10 @@ from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError, DimensionError, check_positive
 from krossfuse.core.parts import CROSS_MODAL, MODALITIES, TEST, Modality, Part
 from krossfuse.fusion.base import Features, FusionMethod, InputSpec
+from krossfuse.fusion.fit import fit_method
 from krossfuse.fusion.methods import RPKrossFuse
 from krossfuse.fusion.named import KERNELS, SKETCHES, kernel_named, sketch_named
-from krossfuse.fusion.stream import fit_method, fuse_rows, inputs_of, select_roles
+from krossfuse.fusion.stream import inputs_of, select_roles
 
 LEVEL = 0.95
 MEASUREMENTS = 24
@@ -209,7 +210,8 @@ class _Trial:
             method.fit(image=rest.get("image"), text=rest.get("text"))
         sides = [m for m in method.modalities if m in self.measured]
         given = {m: select_roles(method, m, self.measured[m], f"{m} features") for m in sides}
-        fused = {m: fuse_rows(method, m, given[m]).double() for m in sides}
+        with torch.no_grad():
+            fused = {m: method.encode(m, given[m]).double().cpu() for m in sides}
         errors = {}
         for i, a in enumerate(sides):
             for b in sides[i:]:
@@ -339,7 +341,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from krossfuse.data.embeddings import EmbeddingsFile
+    from krossfuse.features.embeddings import EmbeddingsFile
 
     method = partial(
         RPKrossFuse,

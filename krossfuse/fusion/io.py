@@ -1,15 +1,16 @@
 """Save a fusion method to one safetensors file with its configuration, and load it again: the same bits.
 
 The configuration is JSON in the file's metadata: the class and its arguments, with kernels, sketches and wrapped
-methods nested as in the YAML files. Only classes of this package's ``fusion`` room, or registered ones, are ever
-built from a file; nothing is unpickled.
+methods nested as in the YAML files. Only three kinds of classes are ever built from a file: those of this package's
+``fusion`` room, registered ones (:func:`register`), and those of modules that the user names, in the environment
+variable ``KROSSFUSE_PLUGINS`` or in ``plugins=``. A file cannot make anything else be imported, and nothing is
+unpickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -18,14 +19,20 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+import krossfuse.fusion as room
 from krossfuse import __version__
 from krossfuse.core.errors import ConfigError, StoreError, did_you_mean
+from krossfuse.core.files import replacing
+from krossfuse.core.plugins import VARIABLE, is_plugin, plugin_modules
 from krossfuse.fusion.base import FusionMethod, InputSpec
-from krossfuse.fusion.postprocess import DTYPES
+from krossfuse.fusion.methods.postprocess import DTYPES
 
 FORMAT = "krossfuse-fusion-1"
 TARGET, PARTIAL = "_target_", "_partial_"
 _HOME = "krossfuse.fusion."
+_MOVED = frozenset({"base", "baselines", "kernels", "methods", "postprocess", "sketches", "trained"})
+"""Modules that classes were in when files of this format were first written: there by their names in the room."""
+
 _registered: dict[str, type] = {}
 
 _Class = TypeVar("_Class", bound=type)
@@ -35,6 +42,17 @@ def register(cls: _Class) -> _Class:
     """Allow a class from outside this package (method, kernel or sketch) to be loaded; usable as a decorator."""
     _registered[_path(cls)] = cls
     return cls
+
+
+def check_saveable(method: FusionMethod) -> None:
+    """Check that :func:`save_fusion` can write a method and :func:`load_fusion` read it; nothing is written.
+
+    It looks at the classes and arguments, not at the tensors, so it can run before a fit and before any work.
+
+    Raises:
+        ConfigError: an argument cannot be written as JSON, or a class could not be found again.
+    """
+    json.dumps(configuration(method), sort_keys=True)
 
 
 def save_fusion(method: FusionMethod, path: Path | str) -> Path:
@@ -52,7 +70,7 @@ def save_fusion(method: FusionMethod, path: Path | str) -> Path:
 
     Examples:
         >>> import tempfile
-        >>> from krossfuse.fusion.baselines import AverageKernel
+        >>> from krossfuse.fusion.methods import AverageKernel
         >>> method = AverageKernel(inputs=InputSpec(cross_modal=2, image_experts={"dino": 3}))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     again = load_fusion(save_fusion(method, f"{folder}/fusion.safetensors"))
@@ -65,26 +83,22 @@ def save_fusion(method: FusionMethod, path: Path | str) -> Path:
     metadata = {"format": FORMAT, "version": __version__, "dtype": str(_dtype(method)).removeprefix("torch.")}
     metadata["config"] = json.dumps(configuration(method), sort_keys=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial_file:
         save_file(tensors, partial_file, metadata)
-        partial_file.replace(path)
-    finally:
-        partial_file.unlink(missing_ok=True)
     return path
 
 
-def load_fusion(path: Path | str, *, device: torch.device | str = "cpu") -> FusionMethod:
+def load_fusion(path: Path | str, *, device: torch.device | str = "cpu", plugins: Iterable[str] = ()) -> FusionMethod:
     """Read a method that :func:`save_fusion` wrote: it encodes to the same bits, in the same precision.
 
     Args:
         path: of the file.
         device: where its tensors go.
+        plugins: modules of your own whose classes may be built, beside those of ``KROSSFUSE_PLUGINS``.
 
     Raises:
         StoreError: the file is missing, damaged, or not a fusion method's.
-        ConfigError: it names a class that is neither this package's nor registered.
+        ConfigError: it names a class that is neither this package's, nor registered, nor of a named module.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
@@ -100,7 +114,7 @@ def load_fusion(path: Path | str, *, device: torch.device | str = "cpu") -> Fusi
         raise StoreError(f"fusion file {str(path)!r} is damaged ({error}); save it again") from None
     if metadata.get("format") != FORMAT:
         raise StoreError(f"{str(path)!r} holds {metadata.get('format', 'no fusion method')!r}, expected {FORMAT!r}")
-    method = build(json.loads(metadata["config"]))
+    method = build(json.loads(metadata["config"]), plugins=plugins)
     if not isinstance(method, FusionMethod):
         raise StoreError(f"fusion file {str(path)!r} holds a {type(method).__name__}, not a fusion method")
     # Before the state, for what is not in it: buffers that only carry a precision.
@@ -121,7 +135,7 @@ def configuration(value: Any) -> Any:
         return {TARGET: _known(type(value)), **{k: configuration(v) for k, v in value.arguments.items()}}
     if isinstance(value, InputSpec):
         plain = {k: dict(v) if isinstance(v, Mapping) else v for k, v in vars(value).items()}
-        return {TARGET: _path(InputSpec), **plain}
+        return {TARGET: _known(InputSpec), **plain}
     if isinstance(value, partial):
         if value.args:
             raise ConfigError(f"{value} has positional arguments; fusion arguments are given by name")
@@ -137,20 +151,26 @@ def configuration(value: Any) -> Any:
     raise ConfigError(f"cannot save {value!r} ({type(value).__name__}) in a fusion file; give a class or its partial")
 
 
-def build(config: Any) -> Any:
+def build(config: Any, *, plugins: Iterable[str] = ()) -> Any:
     """Build what :func:`configuration` described.
 
+    Args:
+        config: the description.
+        plugins: modules whose classes may be built, beside those of ``KROSSFUSE_PLUGINS``.
+
     Raises:
-        ConfigError: a class that is neither this package's nor registered, or impossible arguments.
+        ConfigError: a class that is neither this package's, nor registered, nor of a named module; or impossible
+            arguments.
     """
+    trusted = plugin_modules(plugins)
     if isinstance(config, list):
-        return [build(v) for v in config]
+        return [build(v, plugins=trusted) for v in config]
     if not isinstance(config, Mapping):
         return config
-    arguments = {k: build(v) for k, v in config.items() if k not in (TARGET, PARTIAL)}
+    arguments = {k: build(v, plugins=trusted) for k, v in config.items() if k not in (TARGET, PARTIAL)}
     if TARGET not in config:
         return arguments
-    cls = _load_class(str(config[TARGET]))
+    cls = _load_class(str(config[TARGET]), trusted)
     if config.get(PARTIAL):
         return partial(cls, **arguments)
     try:
@@ -172,25 +192,49 @@ def _path(cls: type) -> str:
 
 
 def _known(cls: type) -> str:
+    """Return the path that the class will be found under again.
+
+    A class of the room goes by its name there, whichever file it lies in.
+    """
     path = _path(cls)
-    if path not in _registered and not (path.startswith(_HOME) and "<locals>" not in path):
-        raise ConfigError(f"{path} could not be loaded again; register it with krossfuse.fusion.io.register")
+    if path in _registered:
+        return path
+    if "<locals>" in path:
+        raise ConfigError(
+            f"{path} could not be loaded again: it is defined inside a function; move it to the top of a module, or "
+            f"register it with krossfuse.fusion.io.register"
+        )
+    if path.startswith(_HOME):
+        return f"{_HOME}{cls.__name__}" if getattr(room, cls.__name__, None) is cls else path
+    if cls.__module__ == "__main__" or getattr(import_module(cls.__module__), cls.__qualname__, None) is not cls:
+        raise ConfigError(
+            f"{path} could not be loaded again: no other process can import it; move it to a module of its own, or "
+            f"register it with krossfuse.fusion.io.register"
+        )
     return path
 
 
-def _load_class(path: str) -> type:
+def _load_class(path: str, plugins: Iterable[str]) -> type:
     if path in _registered:
         return _registered[path]
     module_name, _, name = path.rpartition(".")
-    if not path.startswith(_HOME) or not name.isidentifier():
+    plugin = is_plugin(module_name, plugins)
+    if not (path.startswith(_HOME) or plugin) or not name.isidentifier():
         raise ConfigError(
-            f"{path!r} is neither a class of krossfuse.fusion nor registered{did_you_mean(path, _registered)}"
+            f"{path!r} is neither a class of krossfuse.fusion nor registered{did_you_mean(path, _registered)}; if it "
+            f"is your own, name its module in {VARIABLE} or in load_fusion(..., plugins=[{module_name!r}])"
         )
+    if module_name == _HOME.rstrip(".") or (not plugin and module_name.removeprefix(_HOME) in _MOVED):
+        cls = getattr(room, name, None)
+        if cls is None and module_name == _HOME.rstrip("."):
+            raise ConfigError(f"krossfuse.fusion has no class {name!r}{did_you_mean(name, room.__all__)}")
+        if isinstance(cls, type) and issubclass(cls, nn.Module | InputSpec):
+            return cls
     try:
         cls = vars(import_module(module_name)).get(name)
     except ImportError as error:
         raise ConfigError(f"{path!r} cannot be imported: {error}") from None
     # Classes defined there, and modules or the dimensions only: an imported name is no way out of the room.
     if not isinstance(cls, type) or _path(cls) != path or not issubclass(cls, nn.Module | InputSpec):
-        raise ConfigError(f"{path!r} is no fusion method, kernel or sketch")
+        raise ConfigError(f"{path!r} is no fusion method, kernel, sketch or alignment")
     return cls

@@ -1,65 +1,68 @@
-"""The fusion LightningModule: frozen encoders or their stored features in, fused embeddings and head metrics out."""
+"""The one road of fusion: stored features, or raw items through frozen encoders, into the method, and on into heads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from PIL.Image import Image
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from krossfuse.core.blocks import blocks
 from krossfuse.core.bundle import FeatureBundle
-from krossfuse.core.errors import ConfigError, DataError, check_choice
-from krossfuse.core.parts import TEST, Modality, Part
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.parts import TEST, TRAIN, Modality, Part
+from krossfuse.core.trainers import TrainerFactory, quiet
+from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import EncoderModule
 from krossfuse.fusion.base import Features, FusionMethod
-from krossfuse.fusion.stream import (
-    BLOCK_ROWS,
-    MEMORY_LIMIT,
-    RowSink,
-    encodable_parts,
-    fit_method,
-    fuse_bundle,
-    part_path,
-    roles_of,
-    select_roles,
+from krossfuse.fusion.batches import (
+    Batch,
+    PartRows,
+    RawRows,
+    Source,
+    StoredRows,
+    encode,
+    loader,
+    sizes_of,
 )
+from krossfuse.fusion.fit import FIT_ROWS, fit_method, subset, training_parts
+from krossfuse.fusion.rows import RowError, located
+from krossfuse.fusion.sink import MEMORY_LIMIT, RowSink
+from krossfuse.fusion.stream import device_of, part_path, roles_of, select_roles
 
+BLOCK_ROWS = 4096
+"""Rows of stored features fused at a time: 50 MB of 3000 float32 outputs."""
 
-class Batch(NamedTuple):
-    """One batch of one modality.
+Loss = Callable[[Tensor, Any], Tensor]
+"""``loss(scores, labels)``: labels of the one label set that a head reads, or by name of the several."""
 
-    Attributes:
-        modality: of its rows.
-        features: by role, (batch, dim); empty where ``inputs`` are given.
-        inputs: by role, what the encoder of that role takes (images (batch, c, h, w), or tokenised texts).
-        labels: by label set, (batch,) int64 with -1 where there is no label.
-    """
-
-    modality: Modality
-    features: Features = {}  # noqa: RUF012 - never mutated
-    inputs: Mapping[str, Any] = {}
-    labels: Mapping[str, Tensor] = {}
+Optimisers = Callable[[list[nn.Parameter]], Any]
+"""What ``configure_optimizers`` returns (an optimiser, or Lightning's mapping with a schedule), from the parameters."""
 
 
 class FusionModule(pl.LightningModule):
-    """A fusion method with its frozen encoders before it and its probe heads behind it.
+    """A fusion method with its frozen encoders before it and its heads behind it.
 
-    ``trainer.predict`` gives fused embeddings, of :class:`Batch` es of stored features or of prepared raw inputs;
-    ``trainer.test`` gives the heads' accuracies; :meth:`fuse` streams a whole bundle, in memory or into files.
+    Every way through it is a Lightning loop over the same :meth:`forward`: a :data:`~krossfuse.fusion.batches.Source`
+    is a bundle of stored features, or a data module whose raw items the encoders see on the way.
+
+    * :meth:`fuse`: whole parts, in memory or into files (``trainer.predict``).
+    * :meth:`stream`: fused batches with their labels, for whoever trains on embeddings that are never all in memory.
+    * :meth:`train_heads`, :meth:`measure_heads`: heads on the fused embeddings (``trainer.fit``, ``trainer.test``);
+      encoders and method stay frozen.
 
     Args:
         method: the fusion method; :meth:`fit` fits it, or it comes fitted.
         encoders: by role, the loaded encoders, frozen here; needed for raw images and texts only.
-        block_rows: rows of stored features encoded at a time.
+        trainers: makes every Trainer, the method's own included; None = on the method's device, without a tracker.
+        block_rows: rows of stored features fused at a time.
 
     Raises:
         ConfigError: an encoder has a role that the method does not read, or another dimension than it expects.
@@ -70,11 +73,18 @@ class FusionModule(pl.LightningModule):
         method: FusionMethod,
         *,
         encoders: Mapping[str, EncoderModule] | None = None,
+        trainers: TrainerFactory | None = None,
         block_rows: int = BLOCK_ROWS,
     ) -> None:
         super().__init__()
+        check_positive("block_rows", block_rows, integer=True)
         self.method = method
         self.block_rows = block_rows
+        self.trainers = trainers
+        if trainers is not None:
+            for part in method.modules():  # a wrapped method trains as well
+                if isinstance(part, FusionMethod):
+                    part.trainers = trainers
         wanted = {**roles_of(method.inputs, "image"), **roles_of(method.inputs, "text")}
         for role, encoder in (encoders or {}).items():
             if role not in wanted:
@@ -88,190 +98,440 @@ class FusionModule(pl.LightningModule):
         self.encoders = nn.ModuleList((encoders or {}).values()).requires_grad_(False).eval()
         self.heads = nn.ModuleDict()
         self.metrics = nn.ModuleDict()
-        self._reads: dict[str, tuple[Modality, str]] = {}
+        self._reads: dict[str, tuple[Modality, str | tuple[str, ...], Loss]] = {}
+        self._running: list[tuple[str, PartRows]] = []  # name and rows of each loader, for errors
+        self._fusing = True
+        self._training: list[str] = []
+        self._optimisers: Optimisers | None = None
+
+    def _loaded(self) -> dict[str, EncoderModule]:
+        """Return the loaded encoders by role."""
+        return dict(zip(self._roles, self.encoders, strict=True))  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> FusionModule:
-        """Set the mode of everything but the encoders, which stay frozen in ``eval`` mode."""
+        """Set the mode of the heads; encoders and method stay frozen in ``eval`` mode."""
         super().train(mode)
         self.encoders.eval()
+        self.method.eval()
         return self
 
-    def add_head(self, name: str, head: nn.Module, *, label_set: str, modality: Modality = "image") -> None:
-        """Add a probe head, which ``trainer.test`` then measures as ``<name>/top1`` and ``<name>/top5``.
+    # Batches
 
-        Args:
-            name: of the head, without dots.
-            head: fused embeddings (batch, out_dim) in, scores (batch, classes) out.
-            label_set: the labels that it predicts.
-            modality: of the embeddings that it reads.
+    def rows(self, source: Source, part: Part, label_sets: Iterable[str] = ()) -> PartRows:
+        """Return the rows of a part, checked.
 
         Raises:
-            ConfigError: the name is taken or has a dot, the modality cannot be encoded, or the head does not take
-                ``out_dim`` features.
+            DataError: the part or a label set is not there, or the features do not fit the method.
+            ConfigError: an encoder is not loaded.
         """
-        if "." in name or name in self.heads:
-            raise ConfigError(f"head {name!r}: the name must be new and without dots; there are {list(self.heads)}")
-        check_choice("modality", modality, self.method.modalities)
-        with torch.no_grad():
-            try:
-                probe = head(torch.ones(1, self.method.out_dim, device=self.device))
-            except RuntimeError as error:
-                raise ConfigError(f"head {name!r} does not take {self.method.out_dim} features: {error}") from error
-        classes = probe.shape[-1]
-        self.heads[name] = head
-        self.metrics[name] = MetricCollection(
-            {
-                f"{name}/top{k}": MulticlassAccuracy(classes, top_k=k, average="micro", ignore_index=-1)
-                for k in (1, 5)
-                if k < classes
-            }
-        )
-        self._reads[name] = (modality, label_set)
+        where, labels = f"dataset {source.info.name!r}, {part}", {}
+        for name in label_sets:
+            if name not in source.info.label_sets:
+                have = list(source.info.label_sets)
+                raise DataError(f"dataset {source.info.name!r} has no label set {name!r}; it has {have}")
+            labels[name] = source.info.labels(name, part)
+        if isinstance(source, FeatureBundle):
+            return StoredRows(part.modality, select_roles(self.method, part.modality, source[part], where), labels)
+        if part not in source.parts():
+            raise DataError(f"{where} is not there; there are {[str(p) for p in source.parts()]}")
+        encoders = self._encoders_of(part.modality)
+        return RawRows(part.modality, source.items(part), encoders, labels, source.num_workers)
 
-    def fit(self, bundle: FeatureBundle, **options: Any) -> FusionModule:
-        """Fit the method on a bundle's training split; the options are those of :func:`stream.fit_method`."""
-        fit_method(self.method, bundle, **options)
-        return self
+    def _encoders_of(self, modality: Modality) -> dict[str, EncoderModule]:
+        loaded = self._loaded()
+        for role in roles_of(self.method.inputs, modality):
+            if role not in loaded:
+                raise ConfigError(f"no encoder of role {role!r} is loaded; there are {self._roles}")
+        return {role: loaded[role] for role in roles_of(self.method.inputs, modality)}
+
+    def loader(
+        self,
+        source: Source,
+        part: Part,
+        label_sets: Iterable[str] = (),
+        *,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> DataLoader[Batch]:
+        """Return the loader of a part's batches.
+
+        Args:
+            source: stored features, or raw items.
+            part: of the source.
+            label_sets: whose labels the batches carry.
+            batch_size: rows a batch; None = ``block_rows`` stored ones, or as many raw items as the data module says.
+            seed: of the shuffle, another order each epoch; None = in order.
+
+        Raises:
+            DataError: see :meth:`rows`.
+        """
+        return loader(self.rows(source, part, label_sets), batch_size or self._batch_size(source), seed=seed)
+
+    def _batch_size(self, source: Source) -> int:
+        return self.block_rows if isinstance(source, FeatureBundle) else source.batch_size
+
+    # The road
 
     def features(self, batch: Batch) -> Features:
         """Return the batch's features by role: the stored ones, or the encoders' outputs for its inputs."""
         if not batch.inputs:
             return batch.features
-        encoders = dict(zip(self._roles, self.encoders, strict=True))
-        missing = [role for role in batch.inputs if role not in encoders]
+        missing = [role for role in batch.inputs if role not in self._roles]
         if missing:
             raise ConfigError(f"no encoder of role {missing} is loaded; there are {self._roles}")
-        encoded = {}
-        with torch.no_grad():
-            for role, given in batch.inputs.items():
-                encoder = encoders[role]
-                assert isinstance(encoder, EncoderModule)
-                encoded[role] = encoder.encode_image(given) if batch.modality == "image" else encoder.encode_text(given)
-        return encoded
+        return encode(batch.modality, batch.inputs, self._loaded())
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the fused embeddings of a batch, (batch, out_dim)."""
-        return self.method.encode(batch.modality, self.features(batch))
+        """Return the fused embeddings of a batch, (batch, out_dim).
 
-    def predict_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> Tensor:
-        """Return the fused embeddings of a batch."""
-        fused: Tensor = self(batch)
+        Raises:
+            DataError: rows that cannot be fused.
+        """
+        fused = self.method.encode(batch.modality, self.features(batch))
+        total = fused.detach().sum(dtype=torch.promote_types(fused.dtype, torch.float32))
+        # One cheap pass: a finite sum has finite terms only (a sum that overflows is looked at again).
+        if not bool(torch.isfinite(total)) and not bool(torch.isfinite(fused).all()):
+            bad = ~torch.isfinite(fused).all(1)
+            raise DataError(
+                f"the embeddings of {int(bad.sum())} of {len(bad)} rows leave the range of {fused.dtype}, the first at "
+                f"row {batch.first + int(bad.nonzero()[0])}; scale the features, or use a kernel that normalises"
+            )
         return fused
 
-    def test_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
-        """Update the accuracies of the heads that read this modality and whose labels the batch carries."""
-        fused = self(batch)
-        for name, (modality, label_set) in self._reads.items():
-            if modality != batch.modality or label_set not in batch.labels:
-                continue
-            metrics = self.metrics[name]
-            assert isinstance(metrics, MetricCollection)
-            metrics.update(self.heads[name](fused), batch.labels[label_set])
-            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(fused), add_dataloader_idx=False)
+    def predict_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> Tensor | Features:
+        """Return the fused embeddings of a batch (or its features, while the encoders alone run)."""
+        with self._naming(batch, dataloader_idx):
+            return self(batch) if self._fusing else self.features(batch)
 
-    def prepare(self, modality: Modality, items: Sequence[Image] | Sequence[str]) -> Batch:
-        """Turn raw RGB images or texts into a batch of encoder inputs; usable as a loader's ``collate_fn``.
+    @contextmanager
+    def _naming(self, batch: Batch, index: int) -> Iterator[None]:
+        """Name part and row of the whole part in errors."""
+        try:
+            yield
+        except DataError as error:
+            if index >= len(self._running):
+                raise
+            where, rows = self._running[index]
+            if isinstance(error, RowError) and error.role is not None and isinstance(rows, StoredRows):
+                raise located(error, where, rows.features[error.role]) or error from None
+            at = "" if isinstance(rows, StoredRows) else f" (the batch begins at row {batch.first})"
+            raise DataError(f"{where}: {error}{at}") from None
 
-        Raises:
-            ConfigError: an encoder of this modality is not loaded.
-        """
-        encoders = dict(zip(self._roles, self.encoders, strict=True))
-        inputs: dict[str, Any] = {}
-        for role in roles_of(self.method.inputs, modality):
-            if role not in encoders:
-                raise ConfigError(f"no encoder of role {role!r} is loaded; there are {self._roles}")
-            encoder = encoders[role]
-            assert isinstance(encoder, EncoderModule)
-            if modality == "image":
-                inputs[role] = torch.stack([encoder.prepare_image(item) for item in items])  # type: ignore[arg-type]
-            else:
-                inputs[role] = encoder.prepare_text([str(item) for item in items])
-        return Batch(modality, inputs=inputs)
+    @contextmanager
+    def _run(self, running: Sequence[tuple[str, PartRows]], *, log: bool = False, **options: Any) -> Iterator[Trainer]:
+        """Yield the Trainer of one Lightning loop over named parts, and put everything back where it was."""
+        device = device_of(self.method)
+        trainers = self.trainers or TrainerFactory.on(device)
+        trainer = trainers(log=log, inference_mode=False, fast_dev_run=False, **options)
+        self._running = list(running)
+        try:
+            with quiet():
+                yield trainer
+        except DataError as error:
+            # A loader process's error comes with its traceback as text around it.
+            raise DataError(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()) from None
+        except SystemExit:
+            if trainer.interrupted:  # Lightning makes an exit of Ctrl-C; the caller is to know what it was
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            self._running = []
+            self.to(device)  # Lightning leaves a module on the CPU
 
-    @torch.no_grad()
-    def embed(self, modality: Modality, items: Sequence[Image] | Sequence[str]) -> Tensor:
-        """Return the fused embeddings of raw images or texts, end to end, (len(items), out_dim)."""
-        batch = self.transfer_batch_to_device(self.prepare(modality, items), self.device, 0)
-        fused: Tensor = self(batch)
-        return fused
+    def _predict(
+        self, running: Sequence[tuple[str, PartRows]], batch_size: int, write: Callable[[int, Any], None]
+    ) -> None:
+        """Send what each batch becomes to ``write(number of the part, outputs)``, in order."""
+        loaders = [loader(rows, batch_size) for _, rows in running]
+        with self._run(running, callbacks=[_Writer(write)], limit_predict_batches=1.0) as trainer:
+            trainer.predict(self, loaders, return_predictions=False)
 
-    def loader(self, bundle: FeatureBundle, part: Part, label_sets: Iterable[str] = ()) -> DataLoader[Batch]:
-        """Return the loader over the stored features of one part, block by block, in order.
-
-        Raises:
-            DataError: the part is not there, or its features do not fit the method.
-        """
-        features = select_roles(
-            self.method, part.modality, bundle[part], f"dataset {bundle.info.name!r}, {part}"
-        )  # fmt: skip
-        labels = {name: bundle.info.labels(name, part) for name in label_sets}
-        return DataLoader(_Blocks(part.modality, features, labels, self.block_rows), batch_size=None, shuffle=False)
-
-    def test_loaders(self, bundle: FeatureBundle, split: str = TEST) -> list[DataLoader[Batch]]:
-        """Return the loaders that ``trainer.test`` needs for the heads, one a modality.
-
-        Raises:
-            DataError: a head's label set or part is not in the bundle.
-        """
-        wanted: dict[Modality, set[str]] = {}
-        for name, (modality, label_set) in self._reads.items():
-            if label_set not in bundle.info.label_sets:
-                have = list(bundle.info.label_sets)
-                raise DataError(f"head {name!r} reads label set {label_set!r}; {bundle.info.name!r} has {have}")
-            wanted.setdefault(modality, set()).add(label_set)
-        return [self.loader(bundle, Part(split, modality), sorted(names)) for modality, names in wanted.items()]
+    def _named(self, source: Source, parts: Iterable[Part]) -> list[tuple[str, PartRows]]:
+        return [(f"dataset {source.info.name!r}, {part}", self.rows(source, part)) for part in parts]
 
     def fuse(
         self,
-        bundle: FeatureBundle,
+        source: Source,
         *,
         parts: Iterable[Part] | None = None,
-        trainer_options: Mapping[str, Any] | None = None,
         memory_limit: float = MEMORY_LIMIT,
         folder: Path | str | None = None,
+        keep_on_device: bool = False,
     ) -> dict[Part, Tensor]:
-        """Encode the parts of a bundle that the method can encode.
+        """Fuse the parts that the method can encode, on one device, block after block.
 
         Args:
-            bundle: stored features.
+            source: stored features, or raw items.
             parts: which; None = all of the method's modalities.
-            trainer_options: keyword arguments of a Trainer whose ``predict`` does the work (accelerator, precision,
-                progress bar), on one device, so that blocks stay in order; None = the same blocks in a plain loop
-                on the method's device, which starts faster and gives the same bits.
             memory_limit: bytes up to which a part stays in memory.
-            folder: where larger parts are written as ``.npy`` files; None = temporary files.
+            folder: where larger parts are written, as ``<split>.<modality>.npy``; None = temporary files.
+            keep_on_device: leave what stays in memory on the device that fused it.
 
         Returns:
-            By part, (n, out_dim) on the CPU.
+            By part, (n, out_dim); on the CPU unless ``keep_on_device``.
 
         Raises:
-            DataError: the features do not fit the method.
+            DataError: the features do not fit the method, or a part is not there; all parts are checked first. A row
+                that cannot be fused is named with its part.
         """
-        if trainer_options is None:
-            return fuse_bundle(
-                self.method, bundle, parts=parts, block_rows=self.block_rows, memory_limit=memory_limit, folder=folder
-            )
-        chosen = encodable_parts(self.method, bundle, parts)
+        chosen = [p for p in sizes_of(source) if p.modality in self.method.modalities] if parts is None else list(parts)
+        for part in chosen:
+            check_choice("modality", part.modality, self.method.modalities)
+        running = self._named(source, chosen)
         sinks = [
-            RowSink(len(next(iter(bundle[part].values()))), path=part_path(folder, part), memory_limit=memory_limit)
-            for part in chosen
+            RowSink(len(rows), path=part_path(folder, part), memory_limit=memory_limit, keep_on_device=keep_on_device)
+            for part, (_, rows) in zip(chosen, running, strict=True)
         ]
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        trainer = pl.Trainer(**{**quiet, **trainer_options, "devices": 1, "callbacks": [_Writer(sinks)]})
         try:
-            trainer.predict(self, [self.loader(bundle, part) for part in chosen], return_predictions=False)
+            self._predict(running, self._batch_size(source), lambda part, fused: sinks[part].write(fused))
             return {part: sink.close() for part, sink in zip(chosen, sinks, strict=True)}
         except BaseException:
             for sink in sinks:
                 sink.abandon()
             raise
 
+    def encode_part(self, data: BaseDataModule, part: Part, chosen: Tensor | None = None) -> dict[str, Tensor]:
+        """Return by role the features (n, dim) of raw items, in memory.
+
+        Args:
+            data: the dataset.
+            part: of it.
+            chosen: rows; None = all.
+
+        Raises:
+            DataError: the part is not there, or an item cannot be read.
+            ConfigError: an encoder is not loaded.
+        """
+        ((name, rows),) = self._named(data, [part])
+        assert isinstance(rows, RawRows)
+        encoded: dict[str, list[Tensor]] = {}
+
+        def write(_: int, features: Features) -> None:
+            for role, x in features.items():
+                encoded.setdefault(role, []).append(x.cpu())
+
+        self._fusing = False
+        try:
+            self._predict([(name, rows if chosen is None else rows.take(chosen))], data.batch_size, write)
+        finally:
+            self._fusing = True
+        return {role: torch.cat(of) for role, of in encoded.items()}
+
+    def fit(
+        self, source: Source, *, label_set: str | None = None, max_rows: int | None = FIT_ROWS, seed: int = 0
+    ) -> FusionModule:
+        """Fit the method on the training split; the options are those of :func:`~krossfuse.fusion.fit.fit_method`.
+
+        Raw training items that the fit does not see (``max_rows``) are not encoded.
+        """
+        if not isinstance(source, FeatureBundle):
+            features: dict[Part, Features] = {}
+            for parts in training_parts(self.method, sizes_of(source)).values():
+                for part in parts:
+                    whole = self.method.trained or part.split != TRAIN
+                    rows = None if whole else subset(len(source.items(part)), max_rows, seed)
+                    features[part] = self.encode_part(source, part, rows)
+            source = FeatureBundle(source.info, "", features)
+        fit_method(self.method, source, label_set=label_set, max_rows=max_rows, seed=seed)
+        return self
+
+    def stream(
+        self,
+        source: Source,
+        part: Part,
+        label_sets: Iterable[str] = (),
+        *,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> FusedStream:
+        """Return the fused batches of a part with their labels; the arguments are those of :meth:`loader`.
+
+        It can be walked again and again (another order each time where it is shuffled), and be the training loader of
+        any Trainer: nothing but a batch is in memory.
+        """
+        return FusedStream(self, self.loader(source, part, label_sets, batch_size=batch_size, seed=seed))
+
+    # Heads
+
+    def add_head(
+        self,
+        name: str,
+        head: nn.Module,
+        *,
+        label_set: str | Sequence[str],
+        modality: Modality = "image",
+        loss: Loss | None = None,
+    ) -> None:
+        """Add a head, which :meth:`train_heads` trains and :meth:`measure_heads` measures.
+
+        Args:
+            name: of the head, without dots.
+            head: fused embeddings (batch, out_dim) in, scores (batch, classes) out.
+            label_set: the labels that it predicts; several names where one head predicts several (its ``loss`` is
+                then given its scores, whatever they are, and the labels by name; it is not measured here).
+            modality: of the embeddings that it reads.
+            loss: of a training batch; None = cross-entropy over the items that have a label.
+
+        Raises:
+            ConfigError: the name is taken or has a dot, the modality cannot be encoded, the head does not take
+                ``out_dim`` features, or several label sets come without a loss.
+        """
+        if "." in name or name in self.heads:
+            raise ConfigError(f"head {name!r}: the name must be new and without dots; there are {list(self.heads)}")
+        check_choice("modality", modality, self.method.modalities)
+        several = not isinstance(label_set, str)
+        if several and loss is None:
+            raise ConfigError(f"head {name!r} reads the label sets {list(label_set)}, so it needs a loss of its own")
+        with torch.no_grad():
+            try:
+                scores = head(torch.ones(1, self.method.out_dim, device=next(head.parameters(), self._like()).device))
+            except RuntimeError as error:
+                raise ConfigError(f"head {name!r} does not take {self.method.out_dim} features: {error}") from error
+        self.heads[name] = head
+        self.metrics[name] = MetricCollection(
+            {}
+            if several
+            else {
+                f"{name}/top{k}": MulticlassAccuracy(scores.shape[-1], top_k=k, average="micro", ignore_index=-1)
+                for k in (1, 5)
+                if k < scores.shape[-1]
+            }
+        )
+        names = label_set if isinstance(label_set, str) else tuple(label_set)
+        self._reads[name] = (modality, names, loss or nn.CrossEntropyLoss(ignore_index=-1))
+
+    def _like(self) -> Tensor:
+        return torch.empty(0, device=device_of(self.method))
+
+    def train_heads(
+        self,
+        source: Source,
+        optimisers: Optimisers,
+        *,
+        heads: Iterable[str] | None = None,
+        split: str = TRAIN,
+        epochs: int = 1,
+        batch_size: int = 256,
+        seed: int = 0,
+        **trainer_options: Any,
+    ) -> None:
+        """Train heads on the fused embeddings of a split as they stream by; encoders and method stay frozen.
+
+        Heads of one modality train together, on the same batches, each with its own loss, which is logged to the run's
+        tracker as ``<head>/loss``.
+
+        Args:
+            source: stored features, or raw items.
+            optimisers: makes the optimiser (and schedule) from the parameters of the heads that train.
+            heads: their names; None = all.
+            split: to train on.
+            epochs: passes over it.
+            batch_size: items a step.
+            seed: of the order of the batches.
+            trainer_options: further options of the Trainer.
+
+        Raises:
+            ConfigError: an unknown head.
+            DataError: the split or a label set is not there.
+        """
+        check_positive("epochs", epochs, integer=True)
+        check_positive("batch_size", batch_size, integer=True)
+        chosen = [check_choice("head", name, self.heads) for name in (self.heads if heads is None else heads)]
+        for modality in dict.fromkeys(self._reads[name][0] for name in chosen):
+            self._training = [name for name in chosen if self._reads[name][0] == modality]
+            self._optimisers = optimisers
+            part = Part(split, modality)
+            batches = self.loader(source, part, self._label_sets(self._training), batch_size=batch_size, seed=seed)
+            options = {"max_epochs": epochs, "num_sanity_val_steps": 0, **trainer_options}
+            try:
+                with self._run(self._named(source, [part]), log=True, **options) as trainer:
+                    trainer.fit(self, batches)
+            finally:
+                self._training, self._optimisers = [], None
+                self.eval()
+
+    def _label_sets(self, heads: Iterable[str]) -> list[str]:
+        read = (self._reads[name][1] for name in heads)
+        return list(dict.fromkeys(n for names in read for n in ((names,) if isinstance(names, str) else names)))
+
+    def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
+        """Return the sum of the losses of the heads that train."""
+        with torch.no_grad(), self._naming(batch, 0):
+            fused = self(batch)
+        losses = []
+        for name in self._training:
+            _, label_sets, loss = self._reads[name]
+            scores = self.heads[name](fused)
+            labels = batch.labels[label_sets] if isinstance(label_sets, str) else batch.labels
+            losses.append(loss(scores, labels))
+            if self.logger is not None:
+                self.log(f"{name}/loss", losses[-1], batch_size=len(fused))
+        return torch.stack(losses).sum()
+
+    def configure_optimizers(self) -> Any:
+        """Return what :meth:`train_heads` was given, over the parameters of its heads."""
+        assert self._optimisers is not None
+        return self._optimisers([p for name in self._training for p in self.heads[name].parameters()])
+
+    def measure_heads(self, source: Source, *, split: str = TEST) -> dict[str, float]:
+        """Return ``<head>/top1`` and ``<head>/top5`` of every head on a split.
+
+        Raises:
+            DataError: the split or a head's label set is not there.
+        """
+        measured: dict[str, float] = {}
+        for modality in dict.fromkeys(modality for modality, *_ in self._reads.values()):
+            part = Part(split, modality)
+            heads = [name for name in self._reads if self._reads[name][0] == modality and len(self.metrics[name])]  # type: ignore[arg-type]
+            batches = self.loader(source, part, self._label_sets(heads))
+            with self._run(self._named(source, [part]), limit_test_batches=1.0) as trainer:
+                for figures in trainer.test(self, batches, verbose=False):
+                    measured |= {name: float(value) for name, value in figures.items()}
+        return measured
+
+    def test_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
+        """Update the accuracies of the heads that read this modality and whose labels the batch carries."""
+        with self._naming(batch, dataloader_idx):
+            fused = self(batch)
+        for name, (modality, label_set, _) in self._reads.items():
+            if modality != batch.modality or label_set not in batch.labels:
+                continue
+            metrics = self.metrics[name]
+            assert isinstance(metrics, MetricCollection)
+            metrics.update(self.heads[name](fused), batch.labels[label_set])  # type: ignore[index]
+            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(fused), add_dataloader_idx=False)
+
+
+class FusedStream:
+    """The fused batches of a part, made as they are asked for: ``(embeddings, labels by label set)``.
+
+    Attributes:
+        rows: items in a pass.
+        dim: of the embeddings.
+    """
+
+    def __init__(self, module: FusionModule, batches: DataLoader[Batch]) -> None:
+        self.module, self.batches = module, batches
+        self.rows, self.dim = len(batches.dataset), module.method.out_dim  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        module, device = self.module, device_of(self.module.method)
+        module.to(device).eval()
+        for batch in self.batches:
+            moved = module.transfer_batch_to_device(batch, device, 0)
+            with torch.no_grad():
+                fused = module(moved)
+            yield fused, moved.labels
+
 
 class _Writer(pl.Callback):
-    """Sends each predicted block to the sink of its loader."""
+    """Hands on what each batch became."""
 
-    def __init__(self, sinks: Sequence[RowSink]) -> None:
-        self.sinks = sinks
+    def __init__(self, write: Callable[[int, Any], None]) -> None:
+        self.write = write
 
     def on_predict_batch_end(
         self,
@@ -282,27 +542,69 @@ class _Writer(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.sinks[dataloader_idx].write(outputs)
+        self.write(dataloader_idx, outputs)
 
 
-class _Blocks(Dataset[Batch]):
-    """Blocks of rows of stored features, read from their memory map when asked for."""
+def fuse_rows(
+    method: FusionMethod,
+    modality: Modality,
+    features: Features,
+    *,
+    block_rows: int = BLOCK_ROWS,
+    path: Path | str | None = None,
+    memory_limit: float = MEMORY_LIMIT,
+) -> Tensor:
+    """Fuse plain tensors: :meth:`FusionModule.fuse` of one part.
 
-    def __init__(self, modality: Modality, features: Features, labels: Mapping[str, Tensor], size: int) -> None:
-        self.modality, self.features, self.labels = modality, features, labels
-        self.rows = list(blocks(len(next(iter(features.values()))), size))
+    Args:
+        method: fitted.
+        modality: of the rows.
+        features: by role, (n, dim); may lie over a memory map larger than memory.
+        block_rows: rows a block.
+        path: ``.npy`` file for a result larger than ``memory_limit``, written atomically; None = a temporary file.
+        memory_limit: bytes up to which the result is held in memory.
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    Returns:
+        (n, out_dim) on the CPU.
 
-    def __getitem__(self, index: int) -> Batch:
-        rows = self.rows[index]
-        take = partial(_rows, rows=rows)
-        return Batch(self.modality, take(self.features), labels=take(self.labels))
+    Raises:
+        DataError: the features do not fit the method.
 
-    def __iter__(self) -> Iterator[Batch]:
-        return (self[i] for i in range(len(self)))
+    Examples:
+        >>> from krossfuse.fusion import InputSpec, PCAConcatenation
+        >>> x = {"cross_modal": torch.randn(10, 4), "dino": torch.randn(10, 6)}
+        >>> method = PCAConcatenation(inputs=InputSpec(cross_modal=4, image_experts={"dino": 6}), dim=3)
+        >>> tuple(fuse_rows(method.fit(image=x), "image", x, block_rows=4).shape)
+        (10, 3)
+    """
+    check_choice("modality", modality, method.modalities)
+    module = FusionModule(method, block_rows=block_rows)
+    rows = StoredRows(modality, select_roles(method, modality, features), {})
+    sink = RowSink(len(rows), path=None if path is None else Path(path), memory_limit=memory_limit)
+    try:
+        module._predict([(f"{modality} features", rows)], block_rows, lambda _, fused: sink.write(fused))
+        return sink.close()
+    except BaseException:
+        sink.abandon()
+        raise
 
 
-def _rows(tensors: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
-    return {name: tensor[rows] for name, tensor in tensors.items()}
+def fuse_to_file(
+    method: FusionMethod, modality: Modality, features: Features, path: Path | str, *, block_rows: int = BLOCK_ROWS
+) -> Tensor:
+    """Fuse plain tensors into the ``.npy`` file ``path``, one block in memory at a time; see :func:`fuse_rows`."""
+    return fuse_rows(method, modality, features, block_rows=block_rows, path=path, memory_limit=0)
+
+
+def fuse_bundle(
+    method: FusionMethod,
+    bundle: FeatureBundle,
+    *,
+    parts: Iterable[Part] | None = None,
+    block_rows: int = BLOCK_ROWS,
+    memory_limit: float = MEMORY_LIMIT,
+    folder: Path | str | None = None,
+) -> dict[Part, Tensor]:
+    """Fuse the parts of a bundle: :meth:`FusionModule.fuse` without a module of one's own."""
+    module = FusionModule(method, block_rows=block_rows)
+    return module.fuse(bundle, parts=parts, memory_limit=memory_limit, folder=folder)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krossfuse.core.errors import ConfigError, DataError, check_positive, did_you_mean
+from krossfuse.core.errors import ConfigError, DataError, check_range, did_you_mean
 
 GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 """The paper's grid of C (arXiv 2506.08645, section 5)."""
@@ -23,6 +23,9 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge penalties, as shares of the kernel's mean diagonal, of which each C gets its best."""
 
 RULES = ("cv", "auto")
+C_BOUNDS = (1e-9, 1e9)
+"""(1e9)² = C_X·C_T, whose square is 1e36: the largest power of a thousand that float32 holds."""
+
 MAX_ROWS = 2000
 FOLDS = 5
 
@@ -54,7 +57,26 @@ def check_C(name: str, value: object) -> None:
             raise ConfigError(f"{name}={value!r} must be a positive number or one of {list(RULES)}"
                               f"{did_you_mean(value, RULES)}")  # fmt: skip
     else:
-        check_positive(name, value)
+        check_number(name, value)
+
+
+def check_number(name: str, value: object) -> None:
+    """Check that a constant is a number whose kernels float32 holds.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    check_range(name, value, *C_BOUNDS, "float32 holds the kernels of no other, nor the squares of their values")
+
+
+def check_C_rows(rule: str, rows: int) -> None:
+    """Check that there are enough training samples for a rule.
+
+    Raises:
+        DataError: there are not.
+    """
+    if rows < 2 * FOLDS:
+        raise DataError(f"C={rule} needs {2 * FOLDS} training samples or more, got {rows}; give C as a number")
 
 
 def choose_C(rule: str, grams: Grams, rows: int, labels: Tensor | None, *, seed: int) -> Choice:
@@ -77,8 +99,7 @@ def choose_C(rule: str, grams: Grams, rows: int, labels: Tensor | None, *, seed:
             raise DataError("C=cv needs labels: name a label set for the fit, or use C=auto or a number")
         usable = usable[labels.cpu() >= 0]
     chosen = usable[torch.randperm(len(usable), generator=generator)[:MAX_ROWS].sort().values]
-    if len(chosen) < 2 * FOLDS:
-        raise DataError(f"C={rule} needs {2 * FOLDS} training samples or more, got {len(chosen)}; give C as a number")
+    check_C_rows(rule, len(chosen))
     k_cross, k_product = grams(chosen)
     if rule == "cv":
         assert labels is not None

@@ -14,8 +14,9 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.parts import CROSS_MODAL
 from krossfuse.fusion.base import InputSpec
+from krossfuse.fusion.factories import KernelFactory, SketchFactory
 from krossfuse.fusion.kernels import CosineKernel
-from krossfuse.fusion.methods import KernelFactory, RPKrossFuse, SketchFactory
+from krossfuse.fusion.methods import RPKrossFuse
 from krossfuse.fusion.named import kernel_named, sketch_named
 
 EXPERT = "expert"

@@ -13,8 +13,11 @@ from torch import Tensor
 from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError, check_choice, check_positive
 from krossfuse.core.parts import TEST, Part
-from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
-from krossfuse.probes.rows import SIMILARITIES, similarity_rows, unit_rows
+from krossfuse.probes.base import Measurement, Probe, ProbeResult
+from krossfuse.probes.options import SIMILARITIES
+from krossfuse.probes.rows import similarity_rows, unit_rows
+from krossfuse.probes.scope import Scope
+from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.probes.zero_shot import ZeroShot
 
 PROMPTS = "prompts/"
@@ -72,20 +75,26 @@ class Agreement(Probe):
         check_choice("similarity", similarity, SIMILARITIES)
         check_positive("max_items", max_items, integer=True)
         self.similarity = similarity
-        self.split = split
+        self.scope = Scope(modalities=["image", "text"], splits=[split])
         self.max_items = max_items
         self.zero_shot = ZeroShot(similarity=similarity, split=split)
 
     def _texts(self, space: EmbeddingSpace) -> list[Part]:
-        own = Part(self.split, "text")
+        own = Part(self.scope.split, "text")
         if own in space and own in space.reference:
             return [own]
         return sorted(p for p in space.parts if p.split.startswith(PROMPTS) and p in space.reference)
 
-    def applies(self, space: EmbeddingSpace) -> bool:
-        """Whether images and texts are both in this space and in the reference."""
-        images = Part(self.split, "image")
-        return images in space and images in space.reference and bool(self._texts(space))
+    def why_not(self, space: EmbeddingSpace) -> str | None:
+        """Return what keeps it from images and texts both in this space and in the reference."""
+        images = Part(self.scope.split, "image")
+        if images in space and images in space.reference and self._texts(space):
+            return None
+        return (
+            f"agreement needs images and texts of {self.scope.split!r} in the fused and in the cross-modal space; "
+            f"fused has {[str(p) for p in sorted(space.parts)]}, cross-modal "
+            f"{[str(p) for p in sorted(space.reference)]}"
+        )
 
     def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
         """Measure; ``seed`` decides which items enter the rank correlations.
@@ -93,12 +102,10 @@ class Agreement(Probe):
         Raises:
             DataError: the space has no reference, or features have NaN.
         """
-        if not self.applies(space):
-            raise DataError(
-                f"agreement needs images and texts of {self.split!r} in the fused and in the cross-modal space; fused "
-                f"has {[str(p) for p in sorted(space.parts)]}, cross-modal {[str(p) for p in sorted(space.reference)]}"
-            )
-        images, texts = Part(self.split, "image"), self._texts(space)
+        reason = self.why_not(space)
+        if reason is not None:
+            raise DataError(reason)
+        images, texts = Part(self.scope.split, "image"), self._texts(space)
         generator = torch.Generator().manual_seed(seed)
         n_texts = sum(len(space[part]) for part in texts)
         image_rows = _sample(len(space[images]), self.max_items, generator)
@@ -106,12 +113,24 @@ class Agreement(Probe):
 
         def similarities(parts: Mapping[Part, Tensor], similarity: str) -> NDArray[np.float64]:
             x = similarity_rows(parts[images][image_rows], images, similarity, rows=image_rows)
-            t = similarity_rows(torch.cat([parts[p] for p in texts])[text_rows], "texts", similarity, rows=text_rows)
+            t = similarity_rows(
+                torch.cat([parts[p] for p in texts])[text_rows],
+                " and ".join(map(str, texts)),
+                similarity,
+                rows=text_rows,
+            )
             values: NDArray[np.float64] = (x @ t.T).numpy()
             return values
 
+        if len(text_rows) < 2 or len(image_rows) < 2:
+            raise DataError(
+                f"a rank correlation needs two images and two texts or more, but {self.scope.split!r} has "
+                f"{len(image_rows)} and {len(text_rows)} (max_items={self.max_items})"
+            )
         fused, own = similarities(space.parts, self.similarity), similarities(space.reference, "cosine")
-        shared: dict[str, Any] = {"split": self.split, "n_images": len(image_rows), "n_texts": len(text_rows)}
+        _check_varied(fused, "fused")
+        _check_varied(own, "cross-modal")
+        shared: dict[str, Any] = {"split": self.scope.split, "n_images": len(image_rows), "n_texts": len(text_rows)}
         together = float(row_spearman(fused.reshape(1, -1), own.reshape(1, -1))[0])
         measurements = [Measurement("spearman", together, "image-text", protocol=shared)]
         for direction, a, b in (("image->text", fused, own), ("text->image", fused.T, own.T)):
@@ -122,7 +141,7 @@ class Agreement(Probe):
         for name, parts in (("fused", space.parts), ("cross_modal", space.reference)):
             gap = modality_gap(parts[images], torch.cat([parts[p] for p in texts]))
             measurements.append(
-                Measurement("modality_gap", gap, "image-text", protocol={"split": self.split, "space": name})
+                Measurement("modality_gap", gap, "image-text", protocol={"split": self.scope.split, "space": name})
             )
         if self.zero_shot.applies(space):
             measurements += [
@@ -130,10 +149,26 @@ class Agreement(Probe):
                 for f in self.zero_shot.evaluate(space, seed=seed).measurements
                 if f.metric == "agreement"
             ]
-        texts_are = "split" if texts == [Part(self.split, "text")] else "class texts"
+        texts_are = "split" if texts == [Part(self.scope.split, "text")] else "class texts"
         return ProbeResult(
             measurements, {"similarity": self.similarity, "texts": texts_are, "max_items": self.max_items}
         )
+
+
+def _check_varied(similarities: NDArray[np.float64], space: str) -> None:
+    """Refuse similarities of an item that are all equal: they have no ranks.
+
+    Raises:
+        DataError: there is such an image or text.
+    """
+    for what, values in (("image", similarities), ("text", similarities.T)):
+        constant = np.flatnonzero(np.ptp(values, axis=1) == 0)
+        if len(constant):
+            other = "texts" if what == "image" else "images"
+            raise DataError(
+                f"{what} {constant[0]} of those compared is equally similar to all {other} in the {space} space "
+                f"({len(constant)} of {len(values)} are), so there is no rank correlation"
+            )
 
 
 def _sample(n: int, most: int, generator: torch.Generator) -> Tensor:

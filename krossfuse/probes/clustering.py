@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,16 +13,21 @@ from torch import Tensor
 from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError, check_choice, check_positive
 from krossfuse.core.parts import SPLITS, Modality, Part
-from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
-from krossfuse.probes.rows import check_modalities, check_names, labelled, unit_rows
+from krossfuse.probes.base import Measurement, Probe, ProbeResult
+from krossfuse.probes.labelled import labelled
+from krossfuse.probes.options import check_names
+from krossfuse.probes.rows import unit_rows
+from krossfuse.probes.scope import Scope
+from krossfuse.probes.space import EmbeddingSpace
 
 METHODS = ("kmeans", "spectral", "kernel_kmeans")
 _BLOCK = 2048
 
 Array = NDArray[np.float64]
+ExactKernel = Callable[[Part, Tensor, Part, Tensor], Tensor]
 
 
-def clustering_scores(truth: Any, found: Any) -> dict[str, float]:
+def clustering_scores(truth: Any, clusters: Any) -> dict[str, float]:
     """Return NMI (arithmetic mean), AMI, ARI, and the accuracy of the best matching of clusters to classes.
 
     >>> clustering_scores([0, 0, 1, 1, 2], [2, 2, 0, 0, 0])["matched_accuracy"]
@@ -32,11 +37,11 @@ def clustering_scores(truth: Any, found: Any) -> dict[str, float]:
     from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix
 
-    table = contingency_matrix(truth, found)
+    table = contingency_matrix(truth, clusters)
     return {
-        "nmi": float(normalized_mutual_info_score(truth, found)),
-        "ami": float(adjusted_mutual_info_score(truth, found)),
-        "ari": float(adjusted_rand_score(truth, found)),
+        "nmi": float(normalized_mutual_info_score(truth, clusters)),
+        "ami": float(adjusted_mutual_info_score(truth, clusters)),
+        "ari": float(adjusted_rand_score(truth, clusters)),
         "matched_accuracy": float(table[linear_sum_assignment(table, maximize=True)].sum() / table.sum()),
     }
 
@@ -117,70 +122,60 @@ class Clustering(Probe):
             check_positive(name, value, integer=True)
         self.methods = check_names("methods", methods, METHODS)
         self.affinity = affinity
-        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
-        self.modalities = check_modalities(modalities)
-        self.splits = check_names("splits", splits)
+        self.scope = Scope(label_sets=label_sets, modalities=modalities, splits=splits, joined=True)
         self.n_seeds = n_seeds
         self.n_init = n_init
         self.max_items = max_items
 
-    def applies(self, space: EmbeddingSpace) -> bool:
-        """Whether it has labelled items."""
-        return any(self._splits(space, m, name) for m in self.modalities for name in self._chosen(space))
-
-    def _splits(self, space: EmbeddingSpace, modality: Modality, name: str) -> list[str]:
-        labels = space.info.label_sets[name].labels
-        return [split for split in self.splits if Part(split, modality) in space and split in labels]
-
-    def _chosen(self, space: EmbeddingSpace) -> list[str]:
-        return [
-            name
-            for name, label_set in space.info.label_sets.items()
-            if (not label_set.multilabel if self.label_sets is None else name in self.label_sets)
-        ]
+    def why_not(self, space: EmbeddingSpace) -> str | None:
+        """Return what keeps it from labelled items of any of the modalities."""
+        return self.scope.why_not(space)
 
     def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
         """Measure; ``seed`` decides the starts and the subset of a large set.
 
         Raises:
+            ConfigError: a label set that the dataset does not have, or with several labels an item.
             DataError: fewer than two classes are present, or features have NaN.
         """
-        for name in self.label_sets or []:
-            if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
-                usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
-                raise DataError(f"clustering needs single-label sets; {name!r} is not one of {usable}")
+        self.check(space.info, space.parts)
+        kernel = space.exact_kernel()
         measurements: list[Measurement] = []
-        for modality in self.modalities:
-            for name in self._chosen(space):
-                splits = self._splits(space, modality, name)
-                if splits:
-                    measurements += self._evaluate(space, name, modality, splits, seed)
+        for modality, name in self.scope.pairs(space):
+            splits = self.scope.splits_with(space, modality, name)
+            measurements += self._evaluate(space, kernel, name, modality, splits, seed)
         return ProbeResult(
             measurements,
             {
-                "splits": self.splits,
+                "splits": list(self.scope.splits),
                 "affinity": self.affinity,
                 "n_init": self.n_init,
-                "kernel": "embedding" if space.kernel is None else "exact",
+                "kernel": "embedding" if kernel is None else "exact",
                 "nmi": "arithmetic",
             },
         )
 
     def _evaluate(
-        self, space: EmbeddingSpace, name: str, modality: Modality, splits: list[str], seed: int
+        self,
+        space: EmbeddingSpace,
+        kernel: ExactKernel | None,
+        name: str,
+        modality: Modality,
+        splits: list[str],
+        seed: int,
     ) -> list[Measurement]:
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
 
         parts = [Part(split, modality) for split in splits]
-        found = [labelled(space, split, modality, name) for split in splits]
-        rows, labels = _draw([r for r, _ in found], torch.cat([y for _, y in found]), self.max_items, seed)
+        items = [labelled(space, split, modality, name) for split in splits]
+        rows, labels = _draw([r for r, _ in items], torch.cat([y for _, y in items]), self.max_items, seed)
         clusters = int((torch.bincount(labels) > 0).sum())
         if clusters < 2:
             raise DataError(f"clustering needs two classes or more, but the items of {name!r} have {clusters}")
         shared = {"n_items": len(labels), "n_clusters": clusters}
         measurements = []
-        for what, points in self._points(space, parts, rows, clusters, seed):
+        for what, points in self._points(space, kernel, parts, rows, clusters, seed):
             for start in range(self.n_seeds):
                 state = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
                 # One thread: sums over threads come in any order, and the same seed must give the same bits.
@@ -194,7 +189,13 @@ class Clustering(Probe):
         return measurements
 
     def _points(
-        self, space: EmbeddingSpace, parts: list[Part], rows: list[Tensor], clusters: int, seed: int
+        self,
+        space: EmbeddingSpace,
+        kernel: ExactKernel | None,
+        parts: list[Part],
+        rows: list[Tensor],
+        clusters: int,
+        seed: int,
     ) -> list[tuple[str, Array]]:
         """Return the points that k-means then clusters, by what they are."""
         from sklearn.manifold import spectral_embedding
@@ -205,7 +206,7 @@ class Clustering(Probe):
             out.append(("embedding/kmeans", torch.cat(units).numpy()))
         if len(out) == len(self.methods):
             return out
-        gram = _gram(space, parts, rows)
+        gram = _gram(space, kernel, parts, rows)
         if "spectral" in self.methods:
             maps = spectral_embedding(
                 affinity(gram, self.affinity), n_components=clusters, random_state=seed, drop_first=False
@@ -228,7 +229,7 @@ def _draw(rows: list[Tensor], labels: Tensor, max_items: int, seed: int) -> tupl
     return chosen, labels[kept]
 
 
-def _gram(space: EmbeddingSpace, parts: list[Part], rows: list[Tensor]) -> Array:
+def _gram(space: EmbeddingSpace, kernel: ExactKernel | None, parts: list[Part], rows: list[Tensor]) -> Array:
     """Return the (n, n) kernel matrix of the rows of several parts, one after the other."""
     ends = np.cumsum([len(r) for r in rows])
     gram = np.empty((ends[-1], ends[-1]))
@@ -239,8 +240,8 @@ def _gram(space: EmbeddingSpace, parts: list[Part], rows: list[Tensor]) -> Array
     ]
     for i, (at_a, part_a, rows_a) in enumerate(pieces):
         for at_b, part_b, rows_b in pieces[i:]:
-            if space.kernel is not None:
-                tile = space.kernel(part_a, rows_a, part_b, rows_b).double()
+            if kernel is not None:
+                tile = kernel(part_a, rows_a, part_b, rows_b).double()
             else:
                 a = unit_rows(space[part_a][rows_a], part_a, rows=rows_a)
                 tile = a @ unit_rows(space[part_b][rows_b], part_b, rows=rows_b).T

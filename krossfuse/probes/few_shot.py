@@ -7,24 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
-from krossfuse.core.labels import LabelSet
-from krossfuse.core.parts import TEST, TRAIN, VAL, Part
-from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
-from krossfuse.probes.rows import (
-    best_of,
-    check_counts,
-    check_names,
-    finite_rows,
-    labelled,
-    mean_per_class,
-    part_labels,
-    unit_rows,
-)
-from krossfuse.probes.solvers import fit_logistic_batch
+from krossfuse.core.parts import TEST, TRAIN, VAL, Modality, Part
+from krossfuse.probes.base import Measurement, Probe, ProbeResult
+from krossfuse.probes.labelled import labelled, part_labels
+from krossfuse.probes.options import check_counts, check_grid, check_names
+from krossfuse.probes.rows import finite_rows, unit_rows
+from krossfuse.probes.scope import Scope
+from krossfuse.probes.scoring import mean_per_class
+from krossfuse.probes.selection import best_of
+from krossfuse.probes.solvers import fit_logistic_batch, fit_ridge_batch
+from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.probes.subsets import FewShotSubset, draw_few_shot
 
 FORMS = ("I", "I+T", "T")
@@ -101,10 +97,6 @@ class FewShot(Probe):
         check_choice("classifier", classifier, ["logistic", "ridge"])
         check_positive("tol", tol)
         check_choice("texts", texts, ["prompts", "captions"])
-        if not len(grid):
-            raise ConfigError("grid=[] must hold at least one value of C")
-        for value in grid:
-            check_positive("grid", value)
         if isinstance(text_weight, str):
             check_choice("text_weight", text_weight, ["balanced"])
         elif text_weight is not None:
@@ -115,37 +107,35 @@ class FewShot(Probe):
         self.forms = check_names("forms", forms, FORMS)
         self.n_seeds = n_seeds
         self.classifier = classifier
-        self.grid = sorted({float(value) for value in grid})
+        self.grid = check_grid("grid", grid)
         self.tol = tol
         self.texts = texts
         self.prompt_set = prompt_set
         self.text_weight = text_weight
         self.normalise = normalise
-        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
-        self.split = split
+        self.scope = Scope(
+            label_sets=label_sets,
+            splits=[split],
+            fitted=[TRAIN],
+            prompt_sets=[prompt_set] if prompt_set is not None and texts == "prompts" else None,
+        )
 
-    def applies(self, space: EmbeddingSpace) -> bool:
-        """Whether it has labelled images to draw from and to test on, and what the forms need."""
-        return bool(self._chosen(space))
+    def why_not(self, space: EmbeddingSpace) -> str | None:
+        """Return what keeps it from labelled images to draw from and to test on, or from the texts of its forms."""
+        reason = self.scope.why_not(space, self._lacks)
+        if reason is None and not self._chosen(space):
+            reason = f"forms={self.forms} need {self.texts}, which are not in this space"
+        return reason
 
     def _chosen(self, space: EmbeddingSpace) -> list[str]:
-        if Part(TRAIN, "image") not in space or Part(self.split, "image") not in space:
-            return []
-        return [
-            name
-            for name, label_set in space.info.label_sets.items()
-            if (name in self.label_sets if self.label_sets is not None else self._suits(space, name, label_set))
-            and self._forms(space, name)
-        ]
+        return [name for _, name in self.scope.pairs(space, self._lacks) if self._forms(space, name)]
 
-    def _suits(self, space: EmbeddingSpace, name: str, label_set: LabelSet) -> bool:
-        if label_set.multilabel or not {TRAIN, self.split} <= set(label_set.labels):
-            return False
+    def _lacks(self, space: EmbeddingSpace, modality: Modality, name: str) -> str | None:
         try:
             self._draw(space, name, self.shots[-1], 1)
-        except DataError:
-            return False
-        return True
+        except DataError as error:
+            return str(error)
+        return None
 
     def _forms(self, space: EmbeddingSpace, name: str) -> list[str]:
         part, owner = self._texts(space, name)
@@ -171,12 +161,10 @@ class FewShot(Probe):
         """Measure; the subsets have seeds of their own, so ``seed`` changes nothing.
 
         Raises:
-            DataError: a class has fewer items than shots, a label set is unknown, or features have NaN.
+            ConfigError: a label set or prompt set that the dataset does not have.
+            DataError: a class has fewer items than shots, or features have NaN.
         """
-        for name in self.label_sets or []:
-            if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
-                usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
-                raise DataError(f"few-shot needs single-label sets; {name!r} is not one of {usable}")
+        self.check(space.info, space.parts)
         measurements: list[Measurement] = []
         drawn: dict[str, Any] = {}
         for name in self._chosen(space):
@@ -189,7 +177,7 @@ class FewShot(Probe):
             measurements,
             {
                 "classifier": self.classifier,
-                "grid": self.grid,
+                "grid": list(self.grid),
                 "tol": self.tol,
                 "selected_on": "validation shots, min(4, shots) a class",
                 "texts": self.texts,
@@ -208,7 +196,7 @@ class FewShot(Probe):
         for batch in _batches(problems, space[Part(TRAIN, "image")].shape[1]):
             x, y, weight = self._padded(space, name, batch, labels)
             if self.classifier == "ridge":
-                weights, biases = ridge_grid(x, y, weight, self.grid, n_classes)
+                weights, biases = fit_ridge_batch(x, y, weight, self.grid, n_classes)
             else:
                 fit = fit_logistic_batch(x, y, n_classes=n_classes, C=self.grid, weight=weight, tol=self.tol)
                 weights, biases = fit.weights, fit.intercepts
@@ -279,8 +267,8 @@ class FewShot(Probe):
     def _test(
         self, space: EmbeddingSpace, name: str, problems: Sequence[_Problem], chosen: Sequence[_Chosen]
     ) -> list[Measurement]:
-        part = Part(self.split, "image")
-        rows, labels = labelled(space, self.split, "image", name)
+        part = Part(self.scope.split, "image")
+        rows, labels = labelled(space, self.scope.split, "image", name)
         weights, biases = torch.stack([c.weight for c in chosen]), torch.stack([c.bias for c in chosen])
         right = torch.empty(len(chosen), len(rows))
         for block in blocks(len(rows), _BLOCK):
@@ -301,7 +289,7 @@ class FewShot(Probe):
                 "n_val": len(subset.val),
                 "n_texts": len(problem.texts),
                 "prompt_set": "" if self.texts == "captions" else problem.text_part.split.rsplit("/", 1)[-1],
-                "split": self.split,
+                "split": self.scope.split,
                 "n_test": len(rows),
             }
             per_class = mean_per_class(hits, labels)
@@ -317,30 +305,3 @@ def _batches(problems: list[_Problem], dim: int) -> Iterator[list[_Problem]]:
     longest = max(len(p.images) + len(p.texts) for p in problems)
     for block in blocks(len(problems), max(1, _BATCH_VALUES // (longest * dim))):
         yield problems[block]
-
-
-def ridge_grid(x: Tensor, y: Tensor, weight: Tensor, grid: Sequence[float], n_classes: int) -> tuple[Tensor, Tensor]:
-    """Solve P ridge classifiers, each for all of ``grid`` with one decomposition of its Gram matrix.
-
-    Args:
-        x: (P, n, dim) samples.
-        y: (P, n) int64 labels; targets are 1 for the label and -1 elsewhere.
-        weight: (P, n) sample weights, 0 for padding.
-        grid: values of 1/alpha, where the penalty is alpha·‖W‖² and the intercept is free.
-        n_classes: number of classes K.
-
-    Returns:
-        weights (P, n_C, K, dim) and intercepts (P, n_C, K), those of scikit-learn's ``RidgeClassifier``.
-    """
-    root = weight.sqrt()[..., None].double()
-    total = weight.double().sum(1)[:, None, None]
-    target = 2.0 * nn.functional.one_hot(y, n_classes).double() - 1
-    mean_x, mean_t = ((root.square() * v.double()).sum(1, keepdim=True) / total for v in (x, target))
-    centred = (x.double() - mean_x) * root
-    values, vectors = torch.linalg.eigh(centred @ centred.mT)
-    spread = vectors.mT @ ((target - mean_t) * root)
-    alpha = 1 / torch.tensor(grid, dtype=torch.float64)[None, :, None, None]
-    dual = vectors[:, None] @ (spread[:, None] / (values.clamp_min(0)[:, None, :, None] + alpha))
-    weights = (dual.mT.flatten(1, 2) @ centred).reshape(len(x), len(grid), n_classes, -1)
-    intercepts = mean_t - torch.einsum("pckd,pd->pck", weights, mean_x[:, 0])
-    return weights.to(x.dtype), intercepts.to(x.dtype)

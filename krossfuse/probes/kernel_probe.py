@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from krossfuse.core.blocks import blocks
-from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.errors import DataError, check_positive
 from krossfuse.core.parts import TEST, TRAIN, Modality, Part
-from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
-from krossfuse.probes.linear import (
-    SELECTIONS,
-    Candidates,
-    all_rows,
-    check_grid,
-    check_label_set,
-    item_labels,
-    k_folds,
-    score_measurements,
-    select,
-    selection_parts,
-)
+from krossfuse.probes.base import Measurement, Probe, ProbeResult
+from krossfuse.probes.head_probe import head_scope
+from krossfuse.probes.heads import Candidates
+from krossfuse.probes.labelled import all_rows, check_label_set, item_labels, labelled_items
+from krossfuse.probes.linear import fit_records
+from krossfuse.probes.options import check_device, check_names, solving_device
 from krossfuse.probes.ridge import signs
-from krossfuse.probes.rows import check_modalities, check_names, labelled
+from krossfuse.probes.scoring import measurements_of_scores
+from krossfuse.probes.selection import Selection, best_for, k_folds, selection_parts
 from krossfuse.probes.solvers import Target, fit_kernel_logistic, fit_kernel_ridge
+from krossfuse.probes.space import EmbeddingSpace
 
 CLASSIFIERS = ("logistic", "ridge")
+NO_KERNEL = "this embedding has no exact kernel behind it; use the linear probe, on the embedding itself"
 _BLOCK = 1024
 
 
@@ -54,6 +49,7 @@ class KernelProbe(Probe):
         label_sets: names, or None for all.
         modalities: of the items that are probed, where the space has them with labels.
         split: the split that is tested.
+        device: where to solve; None is where the embeddings are, ``"auto"`` a CUDA device where there is one.
     """
 
     name = "kernel_probe"
@@ -72,35 +68,23 @@ class KernelProbe(Probe):
         label_sets: Sequence[str] | None = None,
         modalities: Sequence[Modality] = ("image", "text"),
         split: str = TEST,
+        device: str | None = None,
     ) -> None:
         self.classifiers = check_names("classifiers", classifiers, CLASSIFIERS)
-        self.grids = {"logistic": check_grid("C", C), "ridge": check_grid("alphas", alphas)}
-        self.selection = check_choice("selection", selection, SELECTIONS)
-        for name, value in {"n_folds": n_folds, "max_iter": max_iter, "max_items": max_items}.items():
+        self.selections = {
+            kind: Selection(grid=grid, selection=selection, n_folds=n_folds, name=name)
+            for kind, grid, name in (("logistic", C, "C"), ("ridge", alphas, "alphas"))
+        }
+        for name, value in {"max_iter": max_iter, "max_items": max_items}.items():
             check_positive(name, value, integer=True)
         check_positive("tol", tol)
-        if n_folds < 2:
-            raise ConfigError(f"n_folds={n_folds} must be 2 or more")
-        self.n_folds, self.tol, self.max_iter, self.max_items = n_folds, tol, max_iter, max_items
-        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
-        self.modalities = check_modalities(modalities)
-        self.split = split
+        self.tol, self.max_iter, self.max_items = tol, max_iter, max_items
+        self.scope = head_scope(label_sets, modalities, split)
+        self.device = check_device(device)
 
-    def _pairs(self, space: EmbeddingSpace) -> list[tuple[Modality, str]]:
-        sets = space.info.label_sets
-        for name in self.label_sets or []:
-            if name not in sets:
-                raise DataError(f"dataset {space.info.name!r} has no label set {name!r}; it has {list(sets)}")
-        return [
-            (modality, name)
-            for modality in self.modalities
-            for name in self.label_sets or sets
-            if all(Part(s, modality) in space and s in sets[name].labels for s in (TRAIN, self.split))
-        ]
-
-    def applies(self, space: EmbeddingSpace) -> bool:
-        """Whether it has an exact kernel, and labelled training and test items."""
-        return space.kernel is not None and bool(self._pairs(space))
+    def why_not(self, space: EmbeddingSpace) -> str | None:
+        """Return what keeps it from an exact kernel, and from labelled training and test items."""
+        return NO_KERNEL if space.exact_kernel() is None else self.scope.why_not(space)
 
     def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
         """Measure; ``seed`` shuffles the folds of ``"k-fold"`` and is otherwise without effect.
@@ -109,16 +93,18 @@ class KernelProbe(Probe):
             DataError: the space has no exact kernel, more items than ``max_items``, a class without training items, a
                 set with one class, no validation split to select on, or NaN.
         """
-        if space.kernel is None:
-            raise DataError("this embedding has no exact kernel behind it; use the linear probe")
+        kernel = space.exact_kernel()
+        if kernel is None:
+            raise DataError(NO_KERNEL)
+        self.check(space.info, space.parts)
         measurements: list[Measurement] = []
-        for modality, name in self._pairs(space):
-            measurements += self._evaluate(space, space.kernel, modality, name, seed)
+        for modality, name in self.scope.pairs(space):
+            measurements += self._evaluate(space, kernel, modality, name, seed)
+        logistic, ridge = self.selections["logistic"], self.selections["ridge"]
         protocol = {
-            "grid_C": self.grids["logistic"],
-            "grid_alpha": self.grids["ridge"],
-            "selection": self.selection if self.selection == "val" else f"{self.n_folds}-fold",
-            "refit": "train+val",
+            "grid_C": list(logistic.grid),
+            "grid_alpha": list(ridge.grid),
+            **logistic.described(),
             "tol": self.tol,
             "max_iter": self.max_iter,
         }
@@ -134,46 +120,48 @@ class KernelProbe(Probe):
     ) -> list[Measurement]:
         label_set = space.info.label_sets[name]
         check_label_set(space, name, Part(TRAIN, modality))
-        parts = selection_parts(space, modality, [name], required=self.selection == "val")
+        selection = self.selections[self.classifiers[0]]
+        parts = selection_parts(space, modality, [name], required=selection.on_val)
         rows = {part: all_rows(item_labels(space, part, name)) for part in parts}
-        labels = torch.cat([item_labels(space, part, name)[own] for part, own in rows.items()])
+        labels = torch.cat([item_labels(space, part, name)[chosen] for part, chosen in rows.items()])
         n = len(labels)
         if n > self.max_items:
             raise DataError(
                 f"the kernel probe of {name!r} has {n} {modality} items to fit, above max_items={self.max_items}; "
                 "raise it (time grows with the cube) or use the linear probe"
             )
+        device = solving_device(self.device)
         gram = torch.cat([torch.cat([kernel(a, rows[a], b, rows[b]) for b in parts], 1) for a in parts]).double()
+        gram = gram if device is None else gram.to(device)
         if not bool(torch.isfinite(gram).all()):
             raise DataError(f"the exact kernel of {[str(p) for p in parts]} has NaN or infinite values")
         target = Target(labels, len(label_set.classes), label_set.multilabel)
-        if self.selection == "val":
+        if selection.on_val:
             rounds = [(torch.arange(len(rows[parts[0]])), torch.arange(len(rows[parts[0]]), n))]
         else:
-            held = k_folds(labels, self.n_folds, seed)
+            held = k_folds(labels, selection.n_folds, seed, classes=label_set.classes)
             every = torch.arange(n)
             rounds = [(every[~torch.isin(every, out)], out) for out in held]
-        test = Part(self.split, modality)
-        if label_set.multilabel:
-            tested, truth = torch.arange(len(space[test])), item_labels(space, test, name)
-        else:
-            tested, truth = labelled(space, self.split, modality, name)
+        test = Part(self.scope.split, modality)
+        tested, truth = labelled_items(space, test, name)
         final, protocols = {}, {}
         for kind in self.classifiers:
-            grid = self.grids[kind]
+            grid = self.selections[kind].grid
             scores, answers = [], []
             for fitted, out in rounds:
                 fit = self._solve(kind, gram[fitted][:, fitted], replace(target, labels=labels[fitted]), grid)
                 scores.append(gram[out][:, fitted] @ fit.weights.transpose(1, 2) + fit.intercepts[:, None])
                 answers.append(labels[out])
-            best, score = select(torch.cat(scores, 1), torch.cat(answers), label_set, squared=kind == "ridge")
+            best, score = best_for(torch.cat(scores, 1), torch.cat(answers), label_set, squared=kind == "ridge")
+            knob = "C" if kind == "logistic" else "alpha"
             final[kind] = self._solve(kind, gram, target, [grid[best]])
             protocols[kind] = {
                 "classifier": f"kernel {kind}",
-                "C" if kind == "logistic" else "alpha": grid[best],
+                knob: grid[best],
                 "selection_score": score,
                 "n_train": n,
                 **final[kind].records[0],
+                **self.selections[kind].edge(best, knob, f"{self.name} of {space.info.name!r}, {name!r}, {modality}"),
             }
         by_kind: dict[str, list[Tensor]] = {kind: [] for kind in self.classifiers}
         for b in blocks(len(tested), _BLOCK):
@@ -183,7 +171,7 @@ class KernelProbe(Probe):
         return [
             measurement
             for kind, scores in by_kind.items()
-            for measurement in score_measurements(torch.cat(scores), truth, label_set, name, test, protocols[kind])
+            for measurement in measurements_of_scores(torch.cat(scores), truth, label_set, name, test, protocols[kind])
         ]
 
     def _solve(self, kind: str, gram: Tensor, target: Target, grid: Sequence[float]) -> Candidates:
@@ -192,6 +180,4 @@ class KernelProbe(Probe):
             ridge = fit_kernel_ridge(gram, signs(target), alphas=grid)
             return Candidates(ridge.weights, ridge.intercepts, [{} for _ in grid])
         fit = fit_kernel_logistic(gram, target, C=grid, tol=self.tol, max_iter=self.max_iter)
-        reached = zip(fit.iterations.tolist(), fit.gradient.tolist(), fit.converged.tolist(), strict=True)
-        records: list[dict[str, Any]] = [{"iterations": i, "gradient": g, "converged": c} for i, g, c in reached]
-        return Candidates(fit.weights, fit.intercepts, records)
+        return Candidates(fit.weights, fit.intercepts, fit_records(fit))

@@ -11,17 +11,13 @@ from torch import Tensor
 from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError, check_choice, check_positive
 from krossfuse.core.parts import TEST, TRAIN, VAL, Modality, Part
-from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
-from krossfuse.probes.rows import (
-    accuracy_measurements,
-    check_counts,
-    check_every_class,
-    check_modalities,
-    check_names,
-    finite_rows,
-    labelled,
-    unit_rows,
-)
+from krossfuse.probes.base import Measurement, Probe, ProbeResult
+from krossfuse.probes.labelled import check_every_class, labelled
+from krossfuse.probes.options import check_counts, check_device, solving_device
+from krossfuse.probes.rows import check_range, finite_rows, unit_rows
+from krossfuse.probes.scope import Scope
+from krossfuse.probes.scoring import accuracy_measurements
+from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.probes.zero_shot import decide
 
 METRICS = ("cosine", "euclidean")
@@ -37,6 +33,8 @@ def nearest(
     query_rows: Tensor | None = None,
     gallery_rows: Tensor | None = None,
     block_rows: int = 2048,
+    device: torch.device | None = None,
+    names: tuple[object, object] = ("the queries", "the gallery"),
 ) -> tuple[Tensor, Tensor]:
     """Return the scores and positions, both (n, k), of the k nearest gallery items of each query, nearest first.
 
@@ -51,9 +49,11 @@ def nearest(
         query_rows: (n,) the rows of ``queries`` that are asked, None for all.
         gallery_rows: (m,) the rows of ``gallery`` that answer, None for all; positions count within them.
         block_rows: rows of each in one tile of scores.
+        device: where to compute; None is where the embeddings are.
+        names: of queries and gallery, in messages.
 
     Raises:
-        DataError: k is larger than the gallery, or features have NaN.
+        DataError: k is larger than the gallery, or features have NaN or, for ``"euclidean"``, squares that overflow.
     """
     query_rows = torch.arange(len(queries)) if query_rows is None else query_rows
     gallery_rows = torch.arange(len(gallery)) if gallery_rows is None else gallery_rows
@@ -61,19 +61,23 @@ def nearest(
         raise DataError(f"k={k} nearest neighbours of {len(gallery_rows)} gallery items; choose a smaller k")
     dtype = torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
 
-    def read(source: Tensor, rows: Tensor, what: str) -> Tensor:
+    def read(source: Tensor, rows: Tensor, what: object) -> Tensor:
+        block = source[rows] if device is None else source[rows].to(device)
         if metric == "cosine":
-            return unit_rows(source[rows], what, rows=rows, dtype=dtype)
-        return finite_rows(source[rows], what, rows=rows).to(dtype)
+            return unit_rows(block, what, rows=rows, dtype=dtype)
+        low, high = torch.aminmax(finite_rows(block, what, rows=rows))
+        way_out = "scale the embeddings, or say metric=cosine"
+        check_range(max(-float(low), float(high)), (1, block.shape[1]), dtype, what, way_out=way_out)
+        return block.to(dtype)
 
     scores = torch.empty(len(query_rows), k, dtype=dtype)
     places = torch.empty(len(query_rows), k, dtype=torch.int64)
     for q in blocks(len(query_rows), block_rows):
-        x = read(queries, query_rows[q], "the queries")
+        x = read(queries, query_rows[q], names[0])
         half = None if metric == "cosine" else x.square().sum(1, keepdim=True) / 2
-        best, at = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
+        best, at = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
         for g in blocks(len(gallery_rows), block_rows):
-            y = read(gallery, gallery_rows[g], "the gallery")
+            y = read(gallery, gallery_rows[g], names[1])
             s = x @ y.T
             if half is not None:
                 s -= half + y.square().sum(1) / 2
@@ -119,6 +123,8 @@ class KNN(Probe):
         split: the split that is classified.
         extra_splits: further splits that are classified with the same gallery and k.
         block_rows: rows of queries and gallery in one tile.
+        device: where neighbours are found; None is where the embeddings are, ``"auto"`` a CUDA device where there is
+            one.
     """
 
     name = "knn"
@@ -135,6 +141,7 @@ class KNN(Probe):
         split: str = TEST,
         extra_splits: Sequence[str] = (),
         block_rows: int = 2048,
+        device: str | None = None,
     ) -> None:
         if temperature is not None:
             check_positive("temperature", temperature)
@@ -144,39 +151,25 @@ class KNN(Probe):
         self.temperature = temperature
         self.metric = metric
         self.refit = refit
-        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
-        self.modalities = check_modalities(modalities)
-        self.splits = [split, *extra_splits]
+        self.scope = Scope(label_sets=label_sets, modalities=modalities, splits=[split, *extra_splits], fitted=[TRAIN])
+        self.device = check_device(device)
         self.block_rows = block_rows
 
-    def applies(self, space: EmbeddingSpace) -> bool:
-        """Whether it has labelled training and test items of a modality."""
-        return bool(self._modalities(space)) and bool(self._chosen(space))
-
-    def _modalities(self, space: EmbeddingSpace) -> list[Modality]:
-        return [m for m in self.modalities if Part(TRAIN, m) in space and Part(self.splits[0], m) in space]
-
-    def _chosen(self, space: EmbeddingSpace) -> list[str]:
-        return [
-            name
-            for name, label_set in space.info.label_sets.items()
-            if (not label_set.multilabel if self.label_sets is None else name in self.label_sets)
-        ]
+    def why_not(self, space: EmbeddingSpace) -> str | None:
+        """Return what keeps it from labelled training and test items of any of the modalities."""
+        return self.scope.why_not(space)
 
     def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
         """Measure; nothing is random, so ``seed`` changes nothing.
 
         Raises:
+            ConfigError: a label set that the dataset does not have, or with several labels an item.
             DataError: a class has no training item, k is larger than the gallery, or features have NaN.
         """
-        for name in self.label_sets or []:
-            if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
-                usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
-                raise DataError(f"k-NN needs single-label sets; {name!r} is not one of {usable}")
+        self.check(space.info, space.parts)
         measurements: list[Measurement] = []
-        for modality in self._modalities(space):
-            for name in self._chosen(space):
-                measurements += self._evaluate(space, name, modality)
+        for modality, name in self.scope.pairs(space):
+            measurements += self._evaluate(space, name, modality)
         return ProbeResult(
             measurements,
             {
@@ -193,7 +186,7 @@ class KNN(Probe):
         label_set = space.info.label_sets[name]
         rows, labels = labelled(space, TRAIN, modality, name)
         check_every_class(labels, label_set.classes)
-        gallery = space[Part(TRAIN, modality)]
+        gallery, called = space[Part(TRAIN, modality)], str(Part(TRAIN, modality))
         protocol: dict[str, Any] = {"n_train": len(rows), "n_classes": len(label_set.classes)}
         selected, has_val = self.ks[0], Part(VAL, modality) in space and VAL in label_set.labels
         if len(self.ks) > 1:
@@ -202,7 +195,7 @@ class KNN(Probe):
                     f"k is chosen among {self.ks} on the validation split, but {space.info.name!r} has no {modality} "
                     f"items there with labels of {name!r}; give one k"
                 )
-            correct, truth = self._correct(space, VAL, modality, name, gallery, rows, labels)
+            correct, truth = self._correct(space, VAL, modality, name, gallery, rows, labels, called)
             hits = {k: int(c.sum()) for k, c in correct.items()}
             selected = max(self.ks, key=lambda k: (hits[k], -k))
             protocol |= {"selected_on": VAL, "val_accuracy": hits[selected] / len(truth)}
@@ -212,11 +205,10 @@ class KNN(Probe):
             gallery = torch.cat([gallery[rows], space[Part(VAL, modality)][more]])
             rows, labels = torch.arange(len(gallery)), torch.cat([labels, more_labels])
             protocol["n_train"] = len(rows)
+            called = f"the gallery (labelled rows of {called}, then of {Part(VAL, modality)})"
         measurements: list[Measurement] = []
-        for split in self.splits:
-            if split != self.splits[0] and split not in label_set.labels:
-                continue
-            correct, truth = self._correct(space, split, modality, name, gallery, rows, labels)
+        for split in self.scope.splits_with(space, modality, name):
+            correct, truth = self._correct(space, split, modality, name, gallery, rows, labels, called)
             shared = {**protocol, "split": split, "n_test": len(truth)}
             measurements += accuracy_measurements(
                 correct[selected], truth, modality=modality, label_set=name, protocol=shared
@@ -236,6 +228,7 @@ class KNN(Probe):
         gallery: Tensor,
         gallery_rows: Tensor,
         gallery_labels: Tensor,
+        gallery_name: str,
     ) -> tuple[dict[int, Tensor], Tensor]:
         rows, truth = labelled(space, split, modality, name)
         scores, places = nearest(
@@ -246,6 +239,8 @@ class KNN(Probe):
             query_rows=rows,
             gallery_rows=gallery_rows,
             block_rows=self.block_rows,
+            device=solving_device(self.device),
+            names=(Part(split, modality), gallery_name),
         )
         neighbours = gallery_labels[places]
         classes = len(space.info.label_sets[name].classes)

@@ -8,10 +8,12 @@ from dataclasses import replace
 from torch import nn
 
 from krossfuse.core.errors import ConfigError, DataError, check_positive
-from krossfuse.core.parts import SPLITS, TEST, TRAIN, Part
-from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
+from krossfuse.core.parts import SPLITS, TEST, TRAIN, Modality, Part
+from krossfuse.probes.base import Measurement, Probe, ProbeResult
 from krossfuse.probes.linear import LinearProbe
-from krossfuse.probes.rows import check_names
+from krossfuse.probes.options import check_grid, check_names
+from krossfuse.probes.scope import Scope
+from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.probes.zero_shot import ZeroShot
 
 HEADS = ("linear", "zero_shot")
@@ -47,59 +49,48 @@ class OutOfDistribution(Probe):
         label_sets: Sequence[str] | None = None,
     ) -> None:
         check_positive("tol", tol)
-        if not len(grid):
-            raise ConfigError("grid=[] must hold at least one value of C")
-        for value in grid:
-            check_positive("grid", value)
-        self.splits = None if splits is None else check_names("splits", splits)
-        for split in self.splits or []:
+        self.shifted = None if splits is None else check_names("splits", splits)
+        for split in self.shifted or []:
             if split in SPLITS:
                 raise ConfigError(f"splits: {split!r} is this dataset's own; name test sets from elsewhere")
         self.heads = check_names("heads", heads, HEADS)
-        self.grid = sorted({float(value) for value in grid})
+        self.grid = check_grid("grid", grid)
         self.tol = tol
-        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
+        self.scope = Scope(label_sets=label_sets, splits=[TEST, *(self.shifted or [])], fitted=[TRAIN])
 
     def _shifted(self, space: EmbeddingSpace) -> list[str]:
-        if self.splits is not None:
-            return self.splits
+        if self.shifted is not None:
+            return self.shifted
         return sorted(p.split for p in space.parts if p.split.startswith(SHIFTED) and p.modality == "image")
 
-    def _chosen(self, space: EmbeddingSpace) -> list[str]:
-        shifted = self._shifted(space)
-        return [
-            name
-            for name, label_set in space.info.label_sets.items()
-            if (
-                name in self.label_sets
-                if self.label_sets is not None
-                else not label_set.multilabel and any(split in label_set.labels for split in shifted)
-            )
-        ]
+    def _lacks(self, space: EmbeddingSpace, modality: Modality, name: str) -> str | None:
+        labels, shifted = space.info.label_sets[name].labels, self._shifted(space)
+        if any(split in labels for split in shifted):
+            return None
+        return f"it has labels for none of the shifted splits {shifted}; it has them for {list(labels)}"
 
-    def applies(self, space: EmbeddingSpace) -> bool:
-        """Whether it has training, test and shifted images with labels."""
-        own = Part(TRAIN, "image") in space and Part(TEST, "image") in space
-        return own and bool(self._shifted(space)) and bool(self._chosen(space))
+    def why_not(self, space: EmbeddingSpace) -> str | None:
+        """Return what keeps it from training, test and shifted images with labels."""
+        if not self._shifted(space):
+            return f"{space.info.name!r} has no split {SHIFTED}... with images, so no shifted test set"
+        return self.scope.why_not(space, self._lacks)
 
     def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
         """Measure; nothing is random, so ``seed`` changes nothing.
 
         Raises:
+            ConfigError: a label set that the dataset does not have, or with several labels an item.
             DataError: a split is missing, a class has no training item, or features have NaN.
         """
         shifted = self._shifted(space)
         for split in shifted:
             space[Part(split, "image")]
         if not shifted:
-            raise DataError(f"{space.info.name!r} has no split {SHIFTED}... with images, so no shifted test set")
-        for name in self.label_sets or []:
-            if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
-                usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
-                raise DataError(f"the test needs single-label sets; {name!r} is not one of {usable}")
+            raise DataError(str(self.why_not(space)))
+        self.check(space.info, space.parts)
         measurements: list[Measurement] = []
         heads: dict[str, nn.Module] = {}
-        for name in self._chosen(space):
+        for _, name in self.scope.pairs(space, self._lacks):
             labels = space.info.label_sets[name].labels
             splits = [TEST, *(split for split in shifted if split in labels)]
             by_head: dict[str, ProbeResult] = {}
@@ -124,4 +115,4 @@ class OutOfDistribution(Probe):
                     protocol = {"form": head, "splits": splits[1:]}
                     measurements.append(Measurement("shifted_accuracy", sum(away) / len(away), "image", name, protocol))
                 heads |= {f"{key}/{head}": module for key, module in result.heads.items()}
-        return ProbeResult(measurements, {"grid": self.grid, "tol": self.tol, "shifted": shifted}, heads)
+        return ProbeResult(measurements, {"grid": list(self.grid), "tol": self.tol, "shifted": shifted}, heads)

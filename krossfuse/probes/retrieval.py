@@ -12,8 +12,11 @@ from torch import Tensor
 from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError, check_choice, check_positive
 from krossfuse.core.parts import TEST, Part
-from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
-from krossfuse.probes.rows import SIMILARITIES, check_counts, similarity_rows
+from krossfuse.probes.base import Measurement, Probe, ProbeResult
+from krossfuse.probes.options import SIMILARITIES, check_counts
+from krossfuse.probes.rows import similarity_rows
+from krossfuse.probes.scope import Scope
+from krossfuse.probes.space import EmbeddingSpace
 
 TIE = 1e-7
 """Similarities nearer than this, relative to the RMS of the true pairs', are equal: the earlier row comes first."""
@@ -40,6 +43,7 @@ def retrieval_ranks(
     *,
     similarity: Literal["dot", "cosine"] = "dot",
     block_rows: int = 1024,
+    names: tuple[object, object] = ("the images", "the texts"),
 ) -> RetrievalRanks:
     """Rank every image against every text; at most ``block_rows`` squared similarities exist at once.
 
@@ -49,6 +53,7 @@ def retrieval_ranks(
         caption_of: (n_texts,) int64, the image of each text.
         similarity: ``"dot"`` or ``"cosine"``.
         block_rows: rows of images and of texts in one tile.
+        names: of images and texts, in messages.
 
     Raises:
         DataError: features have NaN.
@@ -56,8 +61,8 @@ def retrieval_ranks(
     n_images, n_texts = len(images), len(texts)
     own = torch.empty(n_texts, dtype=torch.float64)
     for t in blocks(n_texts, block_rows):
-        x = similarity_rows(images[caption_of[t]], "the images", similarity, rows=caption_of[t])
-        own[t] = (x * similarity_rows(texts[t], "the texts", similarity, rows=torch.arange(t.start, t.stop))).sum(1)
+        x = similarity_rows(images[caption_of[t]], names[0], similarity, rows=caption_of[t])
+        own[t] = (x * similarity_rows(texts[t], names[1], similarity, rows=torch.arange(t.start, t.stop))).sum(1)
     tie = TIE * own.square().mean().sqrt()
     of_text = torch.zeros(n_texts, dtype=torch.int64)
     of_image = torch.zeros(n_texts, dtype=torch.int64)
@@ -66,11 +71,11 @@ def retrieval_ranks(
     first = torch.searchsorted(caption_of[order], torch.arange(n_images + 1))
     for i in blocks(n_images, block_rows):
         image_rows = torch.arange(i.start, i.stop)
-        x = similarity_rows(images[i], "the images", similarity, rows=image_rows)
+        x = similarity_rows(images[i], names[0], similarity, rows=image_rows)
         mine = order[int(first[i.start]) : int(first[i.stop])]
         for t in blocks(n_texts, block_rows):
             text_rows = torch.arange(t.start, t.stop)
-            s = x @ similarity_rows(texts[t], "the texts", similarity, rows=text_rows).T
+            s = x @ similarity_rows(texts[t], names[1], similarity, rows=text_rows).T
             of_image[t] += _before(s, own[t][None, :], tie, image_rows[:, None] < caption_of[t][None, :]).sum(0)
             for m in blocks(len(mine), block_rows):
                 pairs = mine[m]
@@ -111,13 +116,21 @@ class Retrieval(Probe):
         check_positive("block_rows", block_rows, integer=True)
         self.ks = check_counts("ks", ks)
         self.similarity = similarity
-        self.split = split
+        self.scope = Scope(modalities=["image", "text"], splits=[split])
         self.block_rows = block_rows
 
-    def applies(self, space: EmbeddingSpace) -> bool:
-        """Whether the split has images and texts in this space, and says which text describes which image."""
-        both = Part(self.split, "image") in space and Part(self.split, "text") in space
-        return both and self.split in space.info.caption_of
+    def why_not(self, space: EmbeddingSpace) -> str | None:
+        """Return what keeps it from images and texts of the split in this space, and which describes which."""
+        split = self.scope.split
+        missing = [str(part) for part in (Part(split, "image"), Part(split, "text")) if part not in space]
+        if missing:
+            return (
+                f"there are no embeddings of {' and '.join(missing)} in this space; "
+                f"there are {[str(p) for p in sorted(space.parts)]}"
+            )
+        if split not in space.info.caption_of:
+            return f"dataset {space.info.name!r} does not say which text of {split!r} describes which image"
+        return None
 
     def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
         """Measure; nothing is random, so ``seed`` changes nothing.
@@ -125,26 +138,35 @@ class Retrieval(Probe):
         Raises:
             DataError: a caption has no image, k is larger than the gallery, or features have NaN.
         """
-        images, texts = space[Part(self.split, "image")], space[Part(self.split, "text")]
-        caption_of = space.info.caption_of[self.split].long()
+        reason = self.why_not(space)
+        if reason is not None:
+            raise DataError(reason)
+        split = self.scope.split
+        images, texts = space[Part(split, "image")], space[Part(split, "text")]
+        caption_of = space.info.caption_of[split].long()
         if len(caption_of) != len(texts):
             raise DataError(
-                f"{space.info.name!r} says for {len(caption_of)} texts of {self.split!r} which image they describe, "
+                f"{space.info.name!r} says for {len(caption_of)} texts of {split!r} which image they describe, "
                 f"but the embedding has {len(texts)}"
             )
         lost = ((caption_of < 0) | (caption_of >= len(images))).nonzero().flatten()
         if len(lost):
             raise DataError(
-                f"text {int(lost[0])} of {self.split!r} describes image {int(caption_of[lost[0]])}, but there are "
+                f"text {int(lost[0])} of {split!r} describes image {int(caption_of[lost[0]])}, but there are "
                 f"images 0 ... {len(images) - 1} ({len(lost)} captions without an image)"
             )
         for gallery, n in (("images", len(images)), ("texts", len(texts))):
             if self.ks[-1] > n:
-                raise DataError(
-                    f"recall@{self.ks[-1]} needs a gallery of as many {gallery}, but {self.split!r} has {n}"
-                )
-        ranks = retrieval_ranks(images, texts, caption_of, similarity=self.similarity, block_rows=self.block_rows)
-        shared = {"split": self.split, "n_images": len(images), "n_texts": len(texts)}
+                raise DataError(f"recall@{self.ks[-1]} needs a gallery of as many {gallery}, but {split!r} has {n}")
+        ranks = retrieval_ranks(
+            images,
+            texts,
+            caption_of,
+            similarity=self.similarity,
+            block_rows=self.block_rows,
+            names=(Part(split, "image"), Part(split, "text")),
+        )
+        shared = {"split": split, "n_images": len(images), "n_texts": len(texts)}
         first, precision = _by_image(ranks.of_text, caption_of, len(images))
         measurements = [
             *self._measurements(first, precision, "image->text", {**shared, "n_test": len(first)}),

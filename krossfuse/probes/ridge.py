@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from krossfuse.core.parts import TEST, Modality
-from krossfuse.probes.linear import Candidates, GridProbe
+from krossfuse.probes.head_probe import GridProbe, head_scope
+from krossfuse.probes.heads import Candidates
+from krossfuse.probes.selection import Selection
 from krossfuse.probes.solvers import Target, fit_ridge
 
 
@@ -38,8 +40,8 @@ class RidgeProbe(GridProbe):
 
     One eigendecomposition, of XᵀX or XXᵀ, whichever is smaller, serves every alpha and every label set whose labels
     cover the same items. Alpha is the most accurate of a grid on held-out items (squared error decides among equals),
-    then the fit is repeated on training and validation items together. Figures and heads: see
-    :class:`~krossfuse.probes.linear.HeadProbe`.
+    then the fit is repeated on training and validation items together. Measurements and heads:
+    see :class:`~krossfuse.probes.head_probe.HeadProbe`.
 
     Args:
         grid: values of alpha.
@@ -52,7 +54,7 @@ class RidgeProbe(GridProbe):
         split: the split that is tested.
         extra_splits: further splits on which the same heads are tested.
         block_rows: rows read at once; None is some 64 MB of them.
-        device: where to solve; None is where the embeddings are.
+        device: where to solve; None is where the embeddings are, ``"auto"`` a CUDA device where there is one.
     """
 
     name = "ridge_probe"
@@ -75,24 +77,22 @@ class RidgeProbe(GridProbe):
         device: str | None = None,
     ) -> None:
         super().__init__(
-            grid=grid,
-            selection=selection,
-            n_folds=n_folds,
-            refit=refit,
+            head_scope(label_sets, modalities, split, extra_splits),
+            Selection(grid=grid, selection=selection, n_folds=n_folds, refit=refit),
             normalise=normalise,
             block_rows=block_rows,
             device=device,
-            label_sets=label_sets,
-            modalities=modalities,
-            split=split,
-            extra_splits=extra_splits,
         )
 
     def _protocol(self) -> dict[str, Any]:
         return {"classifier": "ridge", **super()._protocol()}
 
     def _solve(
-        self, x: Sequence[Tensor], targets: Sequence[Target], grids: Sequence[Sequence[float]]
+        self,
+        x: Sequence[Tensor],
+        targets: Sequence[Target],
+        grids: Sequence[Sequence[float]],
+        device: torch.device | None,
     ) -> list[Candidates]:
         alike: dict[bytes, list[int]] = {}
         for i, target in enumerate(targets):
@@ -107,14 +107,14 @@ class RidgeProbe(GridProbe):
                 weight=mask(targets[group[0]]),
                 normalise=self.normalise,
                 block_rows=self.block_rows,
-                device=self.device,
+                device=device,
             )
             sizes = [targets[i].n_classes for i in group]
             columns = zip(
                 fit.weights.split_with_sizes(sizes, 1), fit.intercepts.split_with_sizes(sizes, 1), strict=True
             )
             for i, (weights, intercepts) in zip(group, columns, strict=True):
-                own = [alphas.index(alpha) for alpha in grids[i]]
+                kept = [alphas.index(alpha) for alpha in grids[i]]
                 dtype = torch.promote_types(x[0].dtype, torch.float32)
-                out[i] = Candidates(weights[own].to(dtype), intercepts[own].to(dtype), [{} for _ in own])
+                out[i] = Candidates(weights[kept].to(dtype), intercepts[kept].to(dtype), [{} for _ in kept])
         return [out[i] for i in range(len(targets))]

@@ -1,53 +1,13 @@
-"""What every probe does with rows: read them in blocks, check them, normalise them, score decisions on them."""
+"""Rows of embeddings: checked to be finite, and scaled to norm 1."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
-from krossfuse.core.parts import MODALITIES, Modality, Part
-from krossfuse.probes.base import EmbeddingSpace, Measurement
+from krossfuse.core.errors import DataError
 
-SIMILARITIES = ("dot", "cosine")
-
-
-def check_names(name: str, value: object, choices: Sequence[str] | None = None) -> list[str]:
-    """Return ``value`` if it is a list of names that is not empty (each one of ``choices``, where given).
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if isinstance(value, str) or not isinstance(value, Sequence) or not len(value):
-        raise ConfigError(f"{name}={value!r} must be a list of names that is not empty")
-    return [str(v) if choices is None else check_choice(name, v, choices) for v in value]
-
-
-def check_counts(name: str, value: object) -> list[int]:
-    """Return ``value``, sorted and without repeats, if it is a list of positive integers that is not empty.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if isinstance(value, str) or not isinstance(value, Sequence) or not len(value):
-        raise ConfigError(f"{name}={value!r} must be a list of positive integers that is not empty")
-    for count in value:
-        check_positive(name, count, integer=True)
-    return sorted(set(value))
-
-
-def check_modalities(value: object) -> list[Modality]:
-    """Return ``value`` if it is a list of modalities that is not empty.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    names = check_names("modalities", value, MODALITIES)
-    return [modality for modality in MODALITIES if modality in names]
+_LEAST_NORM = 1e-12
 
 
 def finite_rows(block: Tensor, what: object, *, rows: Tensor | None = None) -> Tensor:
@@ -56,7 +16,7 @@ def finite_rows(block: Tensor, what: object, *, rows: Tensor | None = None) -> T
     Raises:
         DataError: a value is NaN or infinite; the message names ``what`` and the row.
     """
-    # A sum is finite only if every term is; it reads the block once and builds no mask of its size.
+    # A sum is finite only if every term is (large ones may overflow it); it reads the block once and builds no mask.
     if not bool(torch.isfinite(block.sum())):
         bad = (~torch.isfinite(block).all(dim=1)).nonzero().flatten()
         if len(bad):
@@ -65,6 +25,23 @@ def finite_rows(block: Tensor, what: object, *, rows: Tensor | None = None) -> T
                 "drop these items or extract the features again"
             )
     return block
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Return (..., dim) rows scaled to Euclidean norm 1, also where their squares leave the range of the dtype.
+
+    Rows of zeros stay zero. Equal to ``torch.nn.functional.normalize`` for norms of 1e-12 ... 1e19.
+
+    >>> normalised(torch.tensor([[3e30, 4e30], [3e-30, 4e-30], [0.0, 0.0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    unit = x / norms.clamp_min(_LEAST_NORM)
+    extreme = ((norms < _LEAST_NORM) | torch.isinf(norms)).squeeze(-1)
+    if bool(extreme.any()):
+        scaled = x[extreme] / x[extreme].abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        unit[extreme] = torch.nn.functional.normalize(scaled, dim=-1)
+    return unit
 
 
 def unit_rows(
@@ -78,11 +55,14 @@ def unit_rows(
     block = finite_rows(block, what, rows=rows)
     block = block if dtype is None else block.to(dtype)
     norms: Tensor = torch.linalg.vector_norm(block, dim=1, keepdim=True)
-    zero = (norms.flatten() == 0).nonzero()
-    if len(zero):
-        raise DataError(
-            f"{what} has a zero vector in row {_number(zero[0], rows)}: it has no direction, so no cosine similarity"
-        )
+    if bool(((norms < _LEAST_NORM) | torch.isinf(norms)).any()):
+        zero = (block == 0).all(dim=1).nonzero()
+        if len(zero):
+            raise DataError(
+                f"{what} has a zero vector in row {_number(zero[0], rows)}: it has no direction, so no cosine "
+                "similarity; drop this item or extract the features again"
+            )
+        return normalised(block)
     return block / norms
 
 
@@ -97,132 +77,21 @@ def similarity_rows(block: Tensor, what: object, similarity: str, *, rows: Tenso
     return finite_rows(block, what, rows=rows).double()
 
 
+def check_range(
+    size: float, shape: tuple[int, int], dtype: torch.dtype, what: object, *, way_out: str = "scale the embeddings"
+) -> None:
+    """Check that sums of squares of (n, dim) values up to ``size`` stay within the range of ``dtype``.
+
+    Raises:
+        DataError: they overflow, or underflow to zero.
+    """
+    info = torch.finfo(dtype)
+    name = str(dtype).removeprefix("torch.")
+    if size * size * shape[0] * shape[1] > info.max:
+        raise DataError(f"{what} has values up to {size:.0e}, whose squares overflow {name}; {way_out}")
+    if 0 < size * size * info.eps < info.tiny:
+        raise DataError(f"{what} has no value above {size:.0e}, so that squares vanish in {name}; {way_out}")
+
+
 def _number(index: Tensor, rows: Tensor | None) -> int:
     return int(index) if rows is None else int(rows[int(index)])
-
-
-def part_labels(space: EmbeddingSpace, split: str, modality: Modality, label_set: str) -> Tensor:
-    """Return the (n,) int64 labels of the rows of a part, -1 where a row has none.
-
-    Raises:
-        DataError: the part or its labels are missing, there are not as many labels as rows, or a label is outside
-            -1 ... classes - 1.
-    """
-    part = Part(split, modality)
-    sets = space.info.label_sets
-    if label_set not in sets:
-        raise DataError(f"dataset {space.info.name!r} has no label set {label_set!r}; it has {sorted(sets)}")
-    if split not in sets[label_set].labels:
-        raise DataError(
-            f"label set {label_set!r} of {space.info.name!r} has no labels for split {split!r}; "
-            f"it has {sorted(sets[label_set].labels)}"
-        )
-    rows = space[part].shape[0]
-    labels = space.info.labels(label_set, part)
-    if len(labels) != rows:
-        raise DataError(
-            f"label set {label_set!r} has {len(labels)} labels for {part}, but the embedding has {rows} rows"
-        )
-    classes = len(sets[label_set].classes)
-    if len(labels) and (int(labels.min()) < -1 or int(labels.max()) >= classes):
-        wrong = int(labels.min()) if int(labels.min()) < -1 else int(labels.max())
-        raise DataError(
-            f"label set {label_set!r} has label {wrong} in {part}; its {classes} classes are numbered 0 ... "
-            f"{classes - 1}, and -1 says that an item has no label"
-        )
-    return labels.long()
-
-
-def labelled(space: EmbeddingSpace, split: str, modality: Modality, label_set: str) -> tuple[Tensor, Tensor]:
-    """Return ``rows, labels`` (both int64): the rows of a part that have a label, and those labels.
-
-    Raises:
-        DataError: as :func:`part_labels`, or no row has a label.
-    """
-    labels = part_labels(space, split, modality, label_set)
-    rows = (labels >= 0).nonzero().flatten()
-    if not len(rows):
-        raise DataError(
-            f"no item of {Part(split, modality)} of {space.info.name!r} has a label in label set {label_set!r}"
-        )
-    return rows, labels[rows]
-
-
-def check_every_class(train: Tensor, classes: tuple[str, ...], *, at_least: int = 1, what: str = "training") -> None:
-    """Check that each class has at least ``at_least`` of the (n,) labels ``train``.
-
-    Raises:
-        DataError: one has fewer; the message names the class and both counts.
-    """
-    counts = torch.bincount(train, minlength=len(classes))
-    short = (counts < at_least).nonzero().flatten()
-    if len(short):
-        first = int(short[0])
-        raise DataError(
-            f"class {classes[first]!r} (label {first}) has {int(counts[first])} {what} items, but {at_least} are "
-            f"needed ({len(short)} of {len(classes)} classes are short)"
-        )
-
-
-def best_of(scores: Tensor, labels: Tensor, *, squared: bool = False) -> tuple[int, float]:
-    """Return which of several classifiers is best on held-out items, and its accuracy there.
-
-    The most accurate; among equals the one of lowest loss; among those the first.
-
-    Args:
-        scores: (classifiers, n, K).
-        labels: (n,) int64.
-        squared: whether the loss is the squared error to targets ±1 (ridge), or the log-loss.
-    """
-    scores = scores.double()
-    if squared:
-        loss = (scores - 2.0 * one_hot(labels, scores.shape[2]) + 1).square().sum((1, 2))
-    else:
-        loss = -scores.log_softmax(2).gather(2, labels.expand(len(scores), -1)[..., None]).sum((1, 2))
-    right = (scores.argmax(2) == labels).sum(1).tolist()
-    best = min(range(len(scores)), key=lambda c: (-right[c], float(loss[c])))
-    return best, right[best] / len(labels)
-
-
-def mean_per_class(correct: Tensor, labels: Tensor) -> float:
-    """Return the mean over the classes present in ``labels`` of the accuracy within the class.
-
-    >>> mean_per_class(torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 0, 2]))
-    0.5
-    """
-    counts = torch.bincount(labels)
-    hits = torch.bincount(labels, weights=correct.double())
-    present = counts > 0
-    return float((hits[present] / counts[present]).mean())
-
-
-def accuracy_measurements(
-    correct: Tensor,
-    labels: Tensor,
-    *,
-    modality: str,
-    label_set: str,
-    protocol: Mapping[str, Any],
-    in_top5: Tensor | None = None,
-) -> list[Measurement]:
-    """Return the measurements ``accuracy``, ``mean_per_class_accuracy`` and, given ``in_top5``, ``top5_accuracy``.
-
-    Args:
-        correct: (n,) bool, whether the decision on each test item is its label.
-        labels: (n,) int64.
-        modality: of the test items.
-        label_set: name of the label set.
-        protocol: of each measurement.
-        in_top5: (n,) bool, whether the label is among the five highest scores.
-    """
-    hits = correct.float()
-    measurements = [
-        Measurement("accuracy", float(hits.double().mean()), modality, label_set, protocol, hits),
-        Measurement("mean_per_class_accuracy", mean_per_class(hits, labels), modality, label_set, protocol),
-    ]
-    if in_top5 is not None:
-        top = in_top5.float()
-        measurements.append(
-            Measurement("top5_accuracy", float(top.double().mean()), modality, label_set, protocol, top)
-        )
-    return measurements

@@ -93,7 +93,7 @@ def draw_few_shot(
             if n < least:
                 raise DataError(
                     f"class {name!r} (label {value}) has {n} {what} items, but {shots} shots need {least}; "
-                    "use fewer shots or another label set"
+                    "use fewer shots (probe.few_shot.shots) or another label set (probe.few_shot.label_sets)"
                 )
         train.append(own[:shots])
         val.append(other[:held])

@@ -10,19 +10,16 @@ import torch
 from torch import Tensor
 
 from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
-from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
+from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Modality, Part
 from krossfuse.data.common import stratified_split
-from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
-from krossfuse.probes.rows import (
-    accuracy_measurements,
-    best_of,
-    check_every_class,
-    check_names,
-    finite_rows,
-    part_labels,
-    unit_rows,
-)
+from krossfuse.probes.base import Measurement, Probe, ProbeResult
+from krossfuse.probes.labelled import check_every_class, part_labels
+from krossfuse.probes.rows import finite_rows, unit_rows
+from krossfuse.probes.scope import Scope
+from krossfuse.probes.scoring import accuracy_measurements
+from krossfuse.probes.selection import Selection, best_of, k_folds
 from krossfuse.probes.solvers import Target, fit_logistic
+from krossfuse.probes.space import EmbeddingSpace
 
 PROTOCOLS = ("auto", "k-fold", "splits")
 
@@ -57,7 +54,9 @@ class Choice:
     intercept: Tensor
 
 
-def k_folds(labels: Tensor, *, n_folds: int, holdout: float, seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+def folds_with_holdout(
+    labels: Tensor, *, n_folds: int, holdout: float, seed: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Cut the labelled rows into stratified folds, each the test rows once.
 
     Args:
@@ -69,15 +68,12 @@ def k_folds(labels: Tensor, *, n_folds: int, holdout: float, seed: int) -> list[
     Returns:
         The rows of each fold to fit, to select and to test on.
     """
-    from sklearn.model_selection import StratifiedKFold
-
     rows = (labels >= 0).nonzero().flatten()
     folds = []
-    cut = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(rows, labels[rows])
-    for index, (train, test) in enumerate(cut):
-        own = rows[torch.from_numpy(train)]
-        parts = stratified_split(labels[own], {VAL: holdout}, seed=seed * n_folds + index)
-        folds.append((own[parts[TRAIN]], own[parts[VAL]], rows[torch.from_numpy(test)]))
+    for index, test in enumerate(k_folds(labels, n_folds, seed)):
+        others = rows[~torch.isin(rows, test)]
+        parts = stratified_split(labels[others], {VAL: holdout}, seed=seed * n_folds + index)
+        folds.append((others[parts[TRAIN]], others[parts[VAL]], test))
     return folds
 
 
@@ -148,47 +144,39 @@ class TextProbe(Probe):
         label_sets: Sequence[str] | None = None,
     ) -> None:
         check_choice("protocol", protocol, PROTOCOLS)
-        check_positive("n_folds", n_folds, integer=True)
         check_positive("tol", tol)
         check_positive("holdout", holdout)
-        if n_folds < 2:
-            raise ConfigError(f"n_folds={n_folds} must be 2 or more")
         if holdout >= 1:
             raise ConfigError(f"holdout={holdout} must be less than 1")
-        if not len(grid):
-            raise ConfigError("grid=[] must hold at least one value of C")
-        for value in grid:
-            check_positive("grid", value)
+        selection = Selection(grid=grid, selection="k-fold", n_folds=n_folds)
         self.protocol = protocol
         self.n_folds = n_folds
         self.holdout = holdout
-        self.grid = sorted({float(value) for value in grid})
+        self.grid = selection.grid
         self.tol = tol
         self.normalise = normalise
-        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
+        self.scope = Scope(label_sets=label_sets, modalities=["text"], splits=[TRAIN])
 
-    def applies(self, space: EmbeddingSpace) -> bool:
-        """Whether it has labelled texts to train on."""
-        return Part(TRAIN, "text") in space and bool(self._chosen(space))
+    def why_not(self, space: EmbeddingSpace) -> str | None:
+        """Return what keeps it from labelled texts to train on, enough of each class for the folds."""
+        return self.scope.why_not(space, self._lacks)
 
     def _protocol(self, space: EmbeddingSpace) -> str:
         if self.protocol != "auto":
             return self.protocol
         return "splits" if space.info.fingerprint.get("protocol") == "splits" else "k-fold"
 
-    def _chosen(self, space: EmbeddingSpace) -> list[str]:
-        sets = space.info.label_sets
-        if self.label_sets is not None:
-            return [name for name in sets if name in self.label_sets and TRAIN in sets[name].labels]
-        usable = [name for name, s in sets.items() if not s.multilabel and TRAIN in s.labels]
+    def _lacks(self, space: EmbeddingSpace, modality: Modality, name: str) -> str | None:
         if self._protocol(space) == "splits":
-            return usable
-        return [name for name in usable if self._enough(space, name)]
-
-    def _enough(self, space: EmbeddingSpace, name: str) -> bool:
+            return None
         labels = torch.cat(list(self._labels(space, name).values()))
-        counts = torch.bincount(labels[labels >= 0], minlength=len(space.info.label_sets[name].classes))
-        return int(counts.min()) >= self.n_folds
+        try:
+            check_every_class(
+                labels[labels >= 0], space.info.label_sets[name].classes, at_least=self.n_folds, what="labelled"
+            )
+        except DataError as error:
+            return f"{error}, one a fold; take fewer folds (n_folds), or a coarser label set"
+        return None
 
     def _labels(self, space: EmbeddingSpace, name: str) -> dict[str, Tensor]:
         """Return the labels of each split's texts, -1 throughout where the label set leaves the split out."""
@@ -204,14 +192,12 @@ class TextProbe(Probe):
         """Measure; ``seed`` decides the folds.
 
         Raises:
+            ConfigError: a label set that the dataset does not have, or with several labels an item.
             DataError: a class has fewer items than folds, or none to train on; features have NaN.
         """
-        for name in self.label_sets or []:
-            if name not in space.info.label_sets or space.info.label_sets[name].multilabel:
-                usable = [n for n, s in space.info.label_sets.items() if not s.multilabel]
-                raise DataError(f"the text probe needs single-label sets; {name!r} is not one of {usable}")
+        self.check(space.info, space.parts)
         protocol = self._protocol(space)
-        names = self._chosen(space)
+        names = [name for _, name in self.scope.pairs(space, self._lacks)]
         rounds = [r for name in names for r in self._rounds(space, name, protocol, seed)]
         x = self._features(space)
         chosen = select_and_refit(x, rounds, self.grid, tol=self.tol)
@@ -229,7 +215,7 @@ class TextProbe(Probe):
             measurements,
             {
                 "evaluation": protocol,
-                "grid": self.grid,
+                "grid": list(self.grid),
                 "tol": self.tol,
                 "normalise": self.normalise,
                 "selected_on": f"{self.holdout:g} of the training folds" if protocol == "k-fold" else VAL,
@@ -239,9 +225,9 @@ class TextProbe(Probe):
 
     def _features(self, space: EmbeddingSpace) -> Tensor:
         parts = [Part(split, "text") for split in SPLITS if Part(split, "text") in space]
-        blocks = [space[part].to(torch.promote_types(space[part].dtype, torch.float32)) for part in parts]
-        read = zip(blocks, parts, strict=True)
-        return torch.cat([unit_rows(b, p, dtype=None) if self.normalise else finite_rows(b, p) for b, p in read])
+        read = [space[part].to(torch.promote_types(space[part].dtype, torch.float32)) for part in parts]
+        both = zip(read, parts, strict=True)
+        return torch.cat([unit_rows(x, p, dtype=None) if self.normalise else finite_rows(x, p) for x, p in both])
 
     def _rounds(self, space: EmbeddingSpace, name: str, protocol: str, seed: int) -> list[Round]:
         label_set = space.info.label_sets[name]
@@ -258,8 +244,8 @@ class TextProbe(Probe):
             check_every_class(labels[rows[TRAIN]], label_set.classes)
             return [Round(name, labels, n_classes, rows[TRAIN], rows[VAL], rows[TEST])]
         check_every_class(labels[labels >= 0], label_set.classes, at_least=self.n_folds, what="labelled")
-        cut = k_folds(labels, n_folds=self.n_folds, holdout=self.holdout, seed=seed)
-        return [Round(name, labels, n_classes, *fold) for fold in cut]
+        folds = folds_with_holdout(labels, n_folds=self.n_folds, holdout=self.holdout, seed=seed)
+        return [Round(name, labels, n_classes, *fold) for fold in folds]
 
 
 def _measurements(rounds: list[Round], selected: list[float], hits: list[Tensor], protocol: str) -> list[Measurement]:

@@ -13,18 +13,14 @@ from torch import Tensor, nn
 
 from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError, check_choice, check_positive
-from krossfuse.core.labels import LabelSet
 from krossfuse.core.parts import TEST, Modality, Part
-from krossfuse.probes.base import EmbeddingSpace, Measurement, Probe, ProbeResult
-from krossfuse.probes.rows import (
-    SIMILARITIES,
-    accuracy_measurements,
-    check_modalities,
-    check_names,
-    labelled,
-    similarity_rows,
-    unit_rows,
-)
+from krossfuse.probes.base import Measurement, Probe, ProbeResult
+from krossfuse.probes.labelled import labelled
+from krossfuse.probes.options import SIMILARITIES
+from krossfuse.probes.rows import similarity_rows, unit_rows
+from krossfuse.probes.scope import ENSEMBLE, Scope
+from krossfuse.probes.scoring import accuracy_measurements
+from krossfuse.probes.space import EmbeddingSpace
 
 TIE = 1e-6
 """Scores nearer than this, relative to the row's largest magnitude, are equal: the lowest class index wins.
@@ -32,8 +28,6 @@ TIE = 1e-6
 It is above float32 rounding of an embedding and below any difference that means something, so classes with the same
 text tie in every space, and a fused space with exact alignment decides as its cross-modal encoder does.
 """
-
-ENSEMBLE = "+"
 
 
 def decide(scores: Tensor) -> Tensor:
@@ -161,53 +155,40 @@ class ZeroShot(Probe):
         check_choice("average", average, ["embeddings", "similarities"])
         check_choice("similarity", similarity, SIMILARITIES)
         check_positive("block_rows", block_rows, integer=True)
-        self.label_sets = None if label_sets is None else check_names("label_sets", label_sets)
-        self.prompt_sets = None if prompt_sets is None else check_names("prompt_sets", prompt_sets)
-        self.modalities = check_modalities(modalities)
+        self.scope = Scope(
+            label_sets=label_sets,
+            modalities=modalities,
+            splits=[split, *extra_splits],
+            prompts=True,
+            prompt_sets=prompt_sets,
+        )
         self.average = average
         self.similarity = similarity
-        self.splits = [split, *extra_splits]
         self.block_rows = block_rows
 
-    def applies(self, space: EmbeddingSpace) -> bool:
-        """Whether it has items to classify and, in the same space, class texts."""
-        items = any(Part(self.splits[0], modality) in space for modality in self.modalities)
-        return items and any(
-            Part.prompts(name, prompt_set) in space
-            for name, label_set in space.info.label_sets.items()
-            if self._wanted(name, label_set)
-            for prompt_set in label_set.prompts
-        )
-
-    def _wanted(self, name: str, label_set: LabelSet) -> bool:
-        if self.label_sets is not None:
-            return name in self.label_sets
-        return bool(label_set.prompts) and not label_set.multilabel
-
-    def _chosen(self, space: EmbeddingSpace) -> list[str]:
-        sets = space.info.label_sets
-        for name in self.label_sets or []:
-            if name not in sets or sets[name].multilabel or not sets[name].prompts:
-                usable = [n for n, s in sets.items() if s.prompts and not s.multilabel]
-                raise DataError(f"zero-shot needs single-label sets with prompts; {name!r} is not one of {usable}")
-        return [name for name, label_set in sets.items() if self._wanted(name, label_set)]
+    def why_not(self, space: EmbeddingSpace) -> str | None:
+        """Return what keeps it from items to classify and, in the same space, class texts."""
+        return self.scope.why_not(space)
 
     def evaluate(self, space: EmbeddingSpace, *, seed: int) -> ProbeResult:
         """Measure; nothing is random, so ``seed`` changes nothing.
 
         Raises:
-            DataError: a label set or prompt set is unknown, prompts do not cover the classes, or features have NaN.
+            ConfigError: a label set or prompt set that the dataset does not have.
+            DataError: prompts do not cover the classes, a split is not there, or features have NaN.
         """
-        for split in self.splits:
-            space[Part(split, next((m for m in self.modalities if Part(split, m) in space), self.modalities[0]))]
+        self.check(space.info, space.parts)
+        modalities = self.scope.modalities
+        for split in self.scope.splits:
+            space[Part(split, next((m for m in modalities if Part(split, m) in space), modalities[0]))]
         measurements: list[Measurement] = []
         heads: dict[str, nn.Module] = {}
-        for name in self._chosen(space):
+        for name in dict.fromkeys(name for _, name in self.scope.pairs(space)):
             label_set = space.info.label_sets[name]
-            for prompt_set in self.prompt_sets or list(label_set.prompts):
+            for prompt_set in self.scope.prompt_sets or list(label_set.prompts):
                 head, reference, protocol = self._heads(space, name, prompt_set)
                 heads[f"{name}/{prompt_set}"] = head
-                for split, modality in product(self.splits, self.modalities):
+                for split, modality in product(self.scope.splits, modalities):
                     if Part(split, modality) in space and split in label_set.labels:
                         measurements += self._measurements(space, name, split, modality, head, reference, protocol)
         protocol = {

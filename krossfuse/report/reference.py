@@ -1,4 +1,4 @@
-"""The paper's printed figures (arXiv 2506.08645 v2), to stand beside measured ones; never a measured result."""
+"""The paper's printed values (arXiv 2506.08645 v2), to stand beside measured ones; never a measured result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from krossfuse.report.tables import Board, Column, Row, format_value
+from krossfuse.report.boards import Board, Column, Row
+from krossfuse.report.values import format_value
 
 SOURCE = "arXiv 2506.08645 v2"
 
@@ -55,8 +56,8 @@ def folder() -> Path | None:
 
 
 @functools.cache
-def paper_figures() -> pd.DataFrame:
-    """Return the paper's figures, one a row.
+def paper_values() -> pd.DataFrame:
+    """Return the paper's values, one a row.
 
     Columns: ``table`` (its number in the paper), ``dataset``, ``method``, ``probe``, ``metric``, ``modality`` (of
     retrieval), ``shots``, ``form``, and ``value`` as a fraction. Empty where the tables are not installed.
@@ -93,41 +94,41 @@ def paper_figures() -> pd.DataFrame:
     return found
 
 
-def _matching(figures: pd.DataFrame, column: Column) -> pd.DataFrame:
-    told = column.told
-    mask = (figures["probe"] == column.probe) & (figures["metric"] == column.metric)
-    if told["shots"] != "":
-        mask &= (figures["shots"] == float(told["shots"])) & (figures["form"] == told["form"])
+def _matching(values: pd.DataFrame, column: Column) -> pd.DataFrame:
+    measure = column.measure
+    mask = (values["probe"] == column.probe) & (values["metric"] == column.metric)
+    if measure["shots"] != "":
+        mask &= (values["shots"] == float(measure["shots"])) & (values["form"] == measure["form"])
     else:
-        mask &= figures["shots"].isna()
-    if "->" in told["modality"]:
-        mask &= figures["modality"] == told["modality"]
-    return figures[mask]
+        mask &= values["shots"].isna()
+    if "->" in measure["modality"]:
+        mask &= values["modality"] == measure["modality"]
+    return values[mask]
 
 
-def _counterparts(row: Row, figures: pd.DataFrame) -> pd.DataFrame:
+def _counterparts(row: Row, values: pd.DataFrame) -> pd.DataFrame:
     for name in _COUNTERPARTS.get(row.fusion, ()):
-        found = figures[figures["method"].str.match(rf"{re.escape(name)}\b")]
+        found = values[values["method"].str.match(rf"{re.escape(name)}\b")]
         if len(found):
             return found
-    return figures.iloc[:0]
+    return values.iloc[:0]
 
 
 def paper_beside_measured(boards: Sequence[Board]) -> pd.DataFrame:
-    """Return, where a dataset is one of the paper's, its figures beside the measured ones; else an empty table.
+    """Return, where a dataset is one of the paper's, its values beside the measured ones; else an empty table.
 
     Columns, all text: ``data``, ``measurement``, ``method``, ``dim``, ``measured``, and ``paper`` (its methods with
     their values, and the number of its table). A method that only the paper has stands with ``measured`` empty.
     """
     rows: list[dict[str, Any]] = []
-    everything = paper_figures()
+    everything = paper_values()
     for board in boards:
-        figures = everything[everything["dataset"].map(same_name) == same_name(board.data)]
+        values = everything[everything["dataset"].map(same_name) == same_name(board.data)]
         for column in board.columns:
-            there = _matching(figures, column)
+            there = _matching(values, column)
             if there.empty:
                 continue
-            shared = {"data": board.data, "measurement": column.title.replace("\n", ", ")}
+            shared = {"data": board.data, "measurement": column.name}
             used: set[int] = set()
             for row in (row for row in board.rows if column.key in row.cells):
                 cell = row.cells[column.key]
@@ -136,13 +137,13 @@ def paper_beside_measured(boards: Sequence[Board]) -> pd.DataFrame:
                 rows.append(
                     shared
                     | {"method": row.label, "dim": str(row.dim)}
-                    | {"measured": format_value(column.metric, cell["mean"], cell["half_width"])}
-                    | {"paper": "; ".join(_quote(figure, column) for _, figure in beside.iterrows()) or "–"}
+                    | {"measured": format_value(column.declared, cell["mean"], cell["half_width"])}
+                    | {"paper": "; ".join(_quote(value, column) for _, value in beside.iterrows()) or "–"}
                 )
-            for _, figure in there.drop(index=list(used)).iterrows():
-                rows.append(shared | {"method": "–", "dim": "", "measured": "–", "paper": _quote(figure, column)})
+            for _, value in there.drop(index=list(used)).iterrows():
+                rows.append(shared | {"method": "–", "dim": "", "measured": "–", "paper": _quote(value, column)})
     return pd.DataFrame(rows, columns=["data", "measurement", "method", "dim", "measured", "paper"])
 
 
-def _quote(figure: pd.Series[Any], column: Column) -> str:
-    return f"{figure['method']} {format_value(column.metric, figure['value'])} (table {figure['table']})"
+def _quote(value: pd.Series[Any], column: Column) -> str:
+    return f"{value['method']} {format_value(column.declared, value['value'])} (table {value['table']})"

@@ -1,7 +1,6 @@
-"""Is one method better than another? Paired tests over the same seeds and the same test items.
+"""Is one method better than another? A verdict that a table can print, on the same subsets and test items.
 
-Pure functions of arrays (seeds, items): a method's scores of the test items (correct or not, hit or not), one row a
-seed. They answer with a verdict that a table can print.
+The statistics are those of :mod:`krossfuse.results.inference`.
 """
 
 from __future__ import annotations
@@ -11,15 +10,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.errors import DataError, check_choice
+from krossfuse.results.inference import LEVEL, Scores, Spread, check_level, spread_of_difference
 
-Verdict = Literal["better", "worse", "no difference shown"]
-Scores = NDArray[np.float64]
+Verdict = Literal["better", "worse", "different", "no difference shown"]
+"""``different`` is for a metric of which neither more nor less is better."""
 
-_BLOCK_BYTES = 64 * 2**20
+MOST_SEEDS = 1000
+"""More seeds than this are not worth naming."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,17 @@ class Comparison:
         high: upper end.
         p_value: two-sided, adjusted where several comparisons were made together; the verdict follows it.
         verdict: of ``a``.
-        test: ``"mcnemar"``, ``"bootstrap"`` or ``"t"``, see :func:`compare`.
-        n_seeds: number of seeds (rows).
+        test: over what the difference was taken to vary, e.g. ``"seeds+items"``; ``"none"`` where nothing was drawn
+            twice, so that there is no interval and no verdict.
+        n_seeds: number of seeds of ``a`` and of ``b``.
+        n_subsets: number of few-shot subsets (1 where there are none).
         n_items: number of test items.
+        spread_unknown: whether one of them is a single seed of a random method, so that what the seed does is not in
+            the interval.
+        freedom: degrees of freedom of the t distribution.
+        seeds_needed: how many seeds of the random methods would show the difference, if it and the spreads stay as
+            they are: 0 where it is shown, None where no number of seeds would (the items decide), or more than
+            :data:`MOST_SEEDS`.
         level: of the interval; the verdict's threshold is ``1 - level``.
     """
 
@@ -44,123 +53,133 @@ class Comparison:
     p_value: float
     verdict: Verdict
     test: str
-    n_seeds: int
+    n_seeds: tuple[int, int]
+    n_subsets: int
     n_items: int
-    level: float = 0.95
+    spread_unknown: bool = False
+    freedom: float = float("inf")
+    seeds_needed: int | None = 0
+    level: float = LEVEL
 
 
-def compare(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Comparison:
-    """Compare two methods on the same seeds and test items.
+def as_scores(values: Scores | ArrayLike, *, deterministic: bool = False) -> Scores:
+    """Return scores from an array: (seeds, items), or (items,) for one run."""
+    if isinstance(values, Scores):
+        return values
+    y = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    if y.ndim != 2:
+        raise DataError(f"scores must be (seeds, items) or (items,), but they are {y.shape}")
+    return Scores(y[:, None, :], deterministic)
+
+
+def compare(a: Scores | ArrayLike, b: Scores | ArrayLike, *, level: float = LEVEL) -> Comparison:
+    """Compare two methods on the same test items, whatever the numbers of their seeds.
 
     Args:
-        a: (seeds, items) or (items,) scores of the first method.
-        b: the same of the second; a method with one row (deterministic) stands against every seed of the other.
+        a: of the first method, :class:`Scores`, or (seeds, items) or (items,) scores.
+        b: the same of the second.
         level: of the interval.
-        resamples: bootstrap resamples.
-        seed: of the bootstrap.
-
-    One seed and scores of 0 and 1: exact McNemar test, with a bootstrap interval. One item, that is one figure a seed
-    with no items behind it: paired t-test over the seeds and its interval. Otherwise: bootstrap
-    (:func:`bootstrap_differences`).
 
     Raises:
-        DataError: the shapes do not match, or a score is not finite.
+        DataError: they share no subset, their items differ in number, or a score is not finite.
 
-    >>> compare([1, 1, 1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0, 0, 1]).verdict
+    >>> compare([1, 1, 1, 1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0, 0, 0, 1]).verdict
     'better'
     """
-    _check_level(level)
-    x, y = _paired(a, b)
-    delta = x - y
-    seeds, items = delta.shape
-    mean = float(delta.mean())
-    if items == 1 and seeds > 1:
-        low, high, p = _paired_t(delta[:, 0], level)
-        test = "t"
-    else:
-        draws = bootstrap_differences(x, y, resamples=resamples, seed=seed)
-        low, high = (float(q) for q in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
-        binary = bool(np.isin(x, (0.0, 1.0)).all() and np.isin(y, (0.0, 1.0)).all())
-        if seeds == 1 and binary:
-            p, test = mcnemar(x[0], y[0]), "mcnemar"
-        else:
-            tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-            p, test = min(1.0, 2 * (1 + tail) / (1 + resamples)), "bootstrap"
-    return Comparison(mean, low, high, p, _verdict(mean, p, level), test, seeds, items, level)
+    return _compare(as_scores(a), as_scores(b), level, 1.0)
 
 
 def compare_all(
-    scores: Mapping[str, ArrayLike],
+    scores: Mapping[str, Scores | ArrayLike],
     baseline: str,
     *,
     correction: Literal["holm", "none"] = "holm",
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    level: float = LEVEL,
 ) -> dict[str, Comparison]:
     """Compare every other method with ``baseline``; p-values and verdicts hold for all of them together.
 
     Args:
-        scores: by method, (seeds, items).
+        scores: by method, as in :func:`compare`.
         baseline: one of them.
         correction: ``"holm"`` (Holm 1979), or ``"none"``. Intervals stay those of the single comparison.
         level: of the intervals, and of the family of verdicts.
-        resamples: bootstrap resamples.
-        seed: of the bootstrap.
     """
     check_choice("baseline", baseline, scores)
     check_choice("correction", correction, ["holm", "none"])
-    others = [name for name in scores if name != baseline]
-    single = {
-        name: compare(scores[name], scores[baseline], level=level, resamples=resamples, seed=seed) for name in others
-    }
+    base = as_scores(scores[baseline])
+    single = {name: compare(own, base, level=level) for name, own in scores.items() if name != baseline}
     if correction == "none":
         return single
-    adjusted = holm([single[name].p_value for name in others])
-    return {
-        name: replace(single[name], p_value=p, verdict=_verdict(single[name].difference, p, level))
-        for name, p in zip(others, adjusted, strict=True)
-    }
+    adjusted = holm([comparison.p_value for comparison in single.values()])
+    together = {}
+    for (name, comparison), p in zip(single.items(), adjusted, strict=True):
+        if p == comparison.p_value:
+            together[name] = comparison
+            continue
+        # What the correction asks of this comparison, so that seeds_needed is about the verdict that is printed.
+        factor = min(p / comparison.p_value, len(single)) if comparison.p_value > 0 else 1.0
+        again = _compare(as_scores(scores[name]), base, level, factor)
+        together[name] = replace(again, p_value=p, verdict=_verdict(again.difference, p, level))
+    return together
 
 
-def bootstrap_differences(a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> Scores:
-    """Return (resamples,) bootstrap means of ``a - b``: items and seeds are both drawn with replacement.
+def _compare(a: Scores, b: Scores, level: float, family: float) -> Comparison:
+    check_level(level)
+    subsets = [name for name in a.subsets if name in b.subsets]
+    if not subsets:
+        raise DataError(f"the methods share no subset: {list(a.subsets)} and {list(b.subsets)}")
+    a, b = a.on(subsets), b.on(subsets)
+    difference, spread = spread_of_difference(a, b)
+    half = spread.half_width(level)
+    p = _p_value(difference, spread)
+    sources = [name for name in ("seeds", "subsets") if any(part.startswith(name) for part in spread.parts)]
+    sources += ["items"] if spread.n_items > 1 else []
+    return Comparison(
+        difference=float(a.values.mean() - b.values.mean()),
+        low=difference - half,
+        high=difference + half,
+        p_value=p,
+        verdict=_verdict(difference, p, level),
+        test="+".join(sources) or "none",
+        n_seeds=(len(a.values), len(b.values)),
+        n_subsets=len(subsets),
+        n_items=a.values.shape[2],
+        spread_unknown=a.spread_unknown or b.spread_unknown,
+        freedom=spread.freedom,
+        seeds_needed=_seeds_needed(difference, spread, (1 - level) / family),
+        level=level,
+    )
 
-    Seeds and items are crossed factors, so they are resampled separately (the pigeonhole bootstrap, Owen 2007, which
-    errs on the wide side). The seeds' deviations are scaled by √(S/(S−1)) first, for a resample of S values has only
-    (S−1)/S of their variance, and S is small here.
-    """
-    check_positive("resamples", resamples, integer=True)
-    x, y = _paired(a, b)
-    delta = x - y
-    seeds, items = delta.shape
-    if seeds > 1:
-        centre = delta.mean(axis=0)
-        delta = centre + (delta - centre) * np.sqrt(seeds / (seeds - 1))
-    # Items with the same differences are one outcome of the draw: a few columns with counts in place of all items.
-    delta, counts = np.unique(delta, axis=1, return_counts=True)
-    generator = np.random.default_rng(seed)
-    out = np.empty(resamples)
-    size = max(1, _BLOCK_BYTES // (8 * len(counts) * 3))
-    for start in range(0, resamples, size):
-        n = min(size, resamples - start)
-        by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=n) @ delta / seeds
-        by_item = generator.multinomial(items, counts / items, size=n)
-        out[start : start + n] = np.einsum("ri,ri->r", by_seed, by_item) / items
-    return out
 
-
-def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Return the exact two-sided McNemar p-value of two (items,) arrays of 0 and 1.
-
-    Of the items that one method has right and the other wrong, the number that ``a`` has right is binomial with
-    probability ½ if the methods are equally good.
-    """
-    x, y = _paired(a, b)
-    only_a, only_b = int(((x == 1) & (y == 0)).sum()), int(((x == 0) & (y == 1)).sum())
-    if only_a + only_b == 0:
+def _p_value(difference: float, spread: Spread) -> float:
+    if not spread.known or difference == 0:
         return 1.0
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+    if spread.variance == 0:
+        return 0.0
+    return float(2 * stats.t.sf(abs(difference) / np.sqrt(spread.variance), spread.freedom))
+
+
+def _seeds_needed(difference: float, spread: Spread, threshold: float) -> int | None:
+    """Return the smallest number of seeds at which the difference would be shown, see ``Comparison.seeds_needed``."""
+    if _p_value(difference, spread) <= threshold:
+        return 0
+    seeds = {name: part for name, part in spread.parts.items() if name.startswith("seeds")}
+    if not seeds or difference == 0:
+        return None
+
+    def shown(draws: int) -> bool:
+        parts = {name: part.with_draws(max(draws, part.draws)) for name, part in seeds.items()}
+        # What the items' part holds of the interaction shrinks with the seeds too.
+        items = spread.items - sum(seeds[name].residual - parts[name].residual for name in seeds)
+        return _p_value(difference, Spread(max(items, 0.0), spread.n_items, {**spread.parts, **parts})) <= threshold
+
+    low, high = min(part.draws for part in seeds.values()), MOST_SEEDS
+    if not shown(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shown(middle) else (middle, high)
+    return high
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -170,40 +189,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     [0.03, 0.06, 0.06]
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    out = [0.0] * len(p_values)
+    adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, i in enumerate(order):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        out[i] = largest
-    return out
-
-
-def _paired(a: ArrayLike, b: ArrayLike) -> tuple[Scores, Scores]:
-    x, y = (np.atleast_2d(np.asarray(v, dtype=np.float64)) for v in (a, b))
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not x.size or not y.size:
-        raise DataError(f"paired scores must be (seeds, items) on the same items, but they are {x.shape} and {y.shape}")
-    if x.shape[0] != y.shape[0] and 1 not in (x.shape[0], y.shape[0]):
-        raise DataError(f"paired scores need the same seeds, but there are {x.shape[0]} and {y.shape[0]}")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise DataError("paired scores must be finite, but some are NaN or infinite")
-    x, y = np.broadcast_arrays(x, y)
-    return x, y
-
-
-def _paired_t(delta: Scores, level: float) -> tuple[float, float, float]:
-    mean, error = float(delta.mean()), float(delta.std(ddof=1) / np.sqrt(len(delta)))
-    if error == 0:
-        return mean, mean, 1.0 if mean == 0 else 0.0
-    half = float(stats.t.ppf((1 + level) / 2, len(delta) - 1)) * error
-    return mean - half, mean + half, float(2 * stats.t.sf(abs(mean / error), len(delta) - 1))
+        adjusted[i] = largest
+    return adjusted
 
 
 def _verdict(difference: float, p_value: float, level: float) -> Verdict:
     if p_value > 1 - level or difference == 0:
         return "no difference shown"
     return "better" if difference > 0 else "worse"
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ConfigError(f"level={level!r} must lie between 0 and 1")

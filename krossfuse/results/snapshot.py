@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from krossfuse.core.errors import DataError, check_positive
-from krossfuse.results.records import ResultsError, load_arrays, save_arrays
+from krossfuse.results.arrays import load_arrays, save_arrays
+from krossfuse.results.errors import ResultsError
 
 NAME = "kernels"
 MAX_ITEMS = 300

@@ -6,7 +6,7 @@ import inspect
 import subprocess
 from pathlib import Path
 
-from krossfuse.app.sweep import BasicSweeper
+from hydra_plugins.krossfuse_sweeper import BasicSweeper
 
 
 def test_one_file_imports_hydras_private_modules(repository: Path) -> None:
@@ -17,7 +17,7 @@ def test_one_file_imports_hydras_private_modules(repository: Path) -> None:
         text=True,
         check=True,
     )
-    assert listed.stdout.split() == ["krossfuse/app/sweep.py"]
+    assert listed.stdout.split() == ["hydra_plugins/krossfuse_sweeper.py"]
 
 
 def test_the_private_sweeper_still_has_what_ours_calls() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -135,6 +137,7 @@ def test_good_info_passes():
         (info(caption_of={"val": torch.tensor([0.0])}), IMAGES, "one int64 a caption"),
         (info(multilabel=True), IMAGES, r"multilabel labels must be \(n, 2\) bool"),
         (info(prompts={"p": Prompts(("x",), torch.tensor([0]))}), IMAGES, r"prompts 'p': no text for \['b'\]"),
+        (info(classes=("a", "a")), IMAGES, r"1 class name.* given to several classes: \['a'\]"),
         (info(prompts={"p": Prompts(("x",), torch.tensor([0, 1]))}), IMAGES, "1 texts but 2 owners"),
         (info(prompts={"p": Prompts(("x", "y"), torch.tensor([0, 2]))}), IMAGES, "outside the 2 classes"),
     ],
@@ -147,3 +150,21 @@ def test_bad_info(given, sizes, message):
 def test_required_path_says_how():
     with pytest.raises(ConfigError, match=r"data\.root is not set: give the folder as data\.root=PATH"):
         required_path("root", None, "the folder")
+
+
+def test_what_is_missing_is_counted_and_the_way_out_said():
+    names = tuple(f"class {i}" for i in range(44))
+    labels = {split: torch.arange(44) for split in ("train", "val", "test")}
+    sizes = {Part(split, "image"): 44 for split in labels}
+    prompts = {"p": Prompts(tuple("xxxx"), torch.arange(4))}
+    with pytest.raises(DataError, match=r"'class 13'\] and 30 more; 4 of 44 classes have one: give each class a text"):
+        check_info(info(labels, classes=names, prompts=prompts), sizes)
+    with pytest.raises(DataError, match=r"44 of 44 classes .*'class 9'\] and 34 more; add some"):
+        check_info(info(labels | {"train": torch.full((44,), -1)}, classes=names), sizes)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png.*it is a named pipe, not a file"):
+        open_image(tmp_path / "a.png")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -132,3 +134,86 @@ def test_empty_split(folder_of_images):
 def test_bad_options(bad, message):
     with pytest.raises(ConfigError, match=message):
         ImageFolder(**{"root": "x", **bad})
+
+
+def test_a_link_to_a_folder_around_it_is_not_followed(folder_of_images, caplog):
+    root = folder_of_images({"a": 6, "b": 6})
+    (root / "a" / "up").symlink_to(root)
+    (root / "a" / "self").symlink_to(root / "a")
+    (root / "all").symlink_to(root)
+    (root / "b" / "deeper").mkdir()
+    (root / "b" / "deeper" / "up").symlink_to("../..")
+    dm = ImageFolder(root=str(root))
+    assert sum(len(dm.items(part)) for part in dm.parts()) == 12
+    assert dm.info.label_sets["class"].classes == ("a", "b")
+    assert caplog.text.count("it is not followed") == 4
+
+
+def test_links_out_of_the_tree_are_followed_but_not_round(folder_of_images, tmp_path):
+    root = folder_of_images({"a": 6, "b": 6})
+    far, farther = tmp_path / "far", tmp_path / "farther"
+    far.mkdir()
+    farther.mkdir()
+    Image.new("RGB", (8, 8), "orange").save(far / "x.png")
+    (root / "a" / "more").symlink_to(far)
+    (far / "more").symlink_to(farther)
+    (farther / "back").symlink_to(far)
+    dm = ImageFolder(root=str(root))
+    assert sum(len(dm.items(part)) for part in dm.parts()) == 13
+
+
+def test_a_named_pipe_among_the_images(folder_of_images):
+    root = folder_of_images({"a": 6, "b": 6})
+    os.mkfifo(root / "a" / "pipe.png")
+    with pytest.raises(DataError, match=r"cannot read image '.*a/pipe\.png': it is a named pipe, not a file; remove"):
+        ImageFolder(root=str(root)).setup()
+
+
+def test_identical_images_in_two_splits(folder_of_images, caplog):
+    root = folder_of_images({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in ("a", "b")})
+    shutil.copy(root / "train" / "a" / "001.png", root / "test" / "a" / "copy.png")
+    shutil.copy(root / "train" / "a" / "002.png", root / "test" / "b" / "copy.png")
+    ImageFolder(root=str(root)).setup()
+    assert re.search(
+        r"identical items in two splits: 2 of 8 items of 'train' are in 'test' too "
+        r"\(the first: '.*train/a/001\.png' is '.*test/a/copy\.png'\)",
+        caplog.text,
+    )
+    with pytest.raises(DataError, match=r"2 of 8 items of 'train'.*data\.duplicates=warn"):
+        ImageFolder(root=str(root), duplicates="error").setup()
+    caplog.clear()
+    ImageFolder(root=str(root), duplicates="ignore").setup()
+    assert "identical" not in caplog.text
+
+
+def test_copies_within_a_split_and_images_of_one_size_are_no_duplicates(folder_of_images, caplog):
+    root = folder_of_images({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in ("a", "b")})
+    for i in range(4):
+        (root / "val" / "a" / f"{i:03}.png").write_bytes(b"\x89PNG" + bytes(20_000) + bytes([i]) + bytes(20_000))
+        (root / "test" / "a" / f"{i:03}.png").write_bytes(b"\x89PNG" + bytes(20_000) + bytes([i + 9]) + bytes(20_000))
+    shutil.copy(root / "train" / "a" / "001.png", root / "train" / "a" / "copy.png")
+    ImageFolder(root=str(root), duplicates="error").setup()
+    assert not caplog.text
+
+
+def test_class_names_that_coincide(folder_of_images):
+    root = folder_of_images({"big_cat": 5, "big cat": 5, "dog": 5})
+    with pytest.raises(DataError, match=r"1 class name.* \{'big cat': \['big cat', 'big_cat'\]\}; give each folder"):
+        ImageFolder(root=str(root)).setup()
+
+
+def test_an_empty_class_folder_is_named(folder_of_images, caplog):
+    root = folder_of_images({"a": 5, "b": 5})
+    (root / "otter").mkdir()
+    assert ImageFolder(root=str(root)).info.label_sets["class"].classes == ("a", "b")
+    assert "1 class folder(s) without an image, left out: 'otter'" in caplog.text
+
+
+def test_check_reads_no_folder(folder_of_images, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="there is no folder"):
+        ImageFolder(root=str(tmp_path / "gone")).check()
+    root = folder_of_images({"a": 5, "b": 5})
+    with pytest.raises(DataError, match="class_names"):
+        ImageFolder(root=str(root), class_names=str(tmp_path / "gone.json")).check()
+    monkeypatch.setattr(os, "scandir", None)
+    ImageFolder(root=str(root)).check()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from krossfuse.core.errors import ConfigError, DataError
@@ -117,3 +119,26 @@ def test_real_sets(shared, task):
         assert len(by_split["test"]) == 500
         assert by_split["test"][0] == "How far is it from Denver to Aspen ?"
         assert labels.classes[int(labels.labels["test"][0])] == "number"
+
+
+def test_identical_texts_in_two_splits(tmp_path, caplog):
+    for split, n in {"train": 20, "val": 5, "test": 6}.items():
+        (tmp_path / split).write_text("".join(f"{i % 2} {split} {i}\n" for i in range(n)) + "0 so bad\n")
+    files = {split: split for split in SPLITS}
+    TextFiles(root=str(tmp_path), files=files).setup()
+    assert "1 of 21 items of 'train' are in 'val' too (the first: row 20 'so bad' is row 5 'so bad')" in caplog.text
+    assert "1 of 6 items of 'val' are in 'test' too" in caplog.text
+    with pytest.raises(DataError, match="identical items in two splits"):
+        TextFiles(root=str(tmp_path), files=files, duplicates="error").setup()
+    with pytest.raises(ConfigError, match=r"data\.duplicates='eror' is not one of .*did you mean 'error'"):
+        TextFiles(root=str(tmp_path), files=files, duplicates="eror")
+
+
+def test_check_and_a_named_pipe(tmp_path):
+    os.mkfifo(tmp_path / "all.txt")
+    dm = TextFiles(root=str(tmp_path), files={"all": "all.txt"})
+    dm.check()
+    with pytest.raises(DataError, match="it is a named pipe, not a file"):
+        dm.setup()
+    with pytest.raises(DataError, match=r"cannot read .*gone\.txt"):
+        TextFiles(root=str(tmp_path), files={"all": "gone.txt"}).check()

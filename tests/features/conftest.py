@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from krossfuse.features.store import FeatureStore
+from krossfuse.features.stores import LocalStore
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FeatureStore:
-    return FeatureStore(tmp_path / "features")
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "features")
 
 
 @pytest.fixture

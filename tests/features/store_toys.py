@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from krossfuse.features.store import FeatureKey, FeatureStore
+from krossfuse.features.keys import FeatureKey
+from krossfuse.features.stores import LocalStore
 
 ROWS, DIM = 10, 6
 
@@ -21,4 +22,4 @@ def values(rows: int = ROWS, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, DIM, generator=torch.Generator().manual_seed(seed))
 
 
-__all__ = ["DIM", "ROWS", "FeatureKey", "FeatureStore", "Path", "key", "time", "torch", "values"]
+__all__ = ["DIM", "ROWS", "FeatureKey", "LocalStore", "Path", "key", "time", "torch", "values"]

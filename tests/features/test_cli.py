@@ -7,7 +7,7 @@ from store_toys import DIM, ROWS, FeatureKey, values
 
 from krossfuse.core.errors import ConfigError
 from krossfuse.features.cli import main
-from krossfuse.features.store import FeatureStore
+from krossfuse.features.stores import LocalStore
 
 
 def key(dataset: str, encoder: str) -> FeatureKey:
@@ -16,7 +16,7 @@ def key(dataset: str, encoder: str) -> FeatureKey:
 
 
 @pytest.fixture
-def filled(store: FeatureStore) -> FeatureStore:
+def filled(store: LocalStore) -> LocalStore:
     """Three entries and a partial one."""
     for dataset, encoder in (("cub", "clip"), ("cub", "dino"), ("dtd", "clip"), ("dtd", "dino")):
         k = key(dataset, encoder)
@@ -29,11 +29,11 @@ def filled(store: FeatureStore) -> FeatureStore:
     return store
 
 
-def names(store: FeatureStore) -> set[tuple[str, str]]:
+def names(store: LocalStore) -> set[tuple[str, str]]:
     return {(entry.key.about["dataset"], entry.key.about["encoder"]) for entry in store.entries()}
 
 
-def test_list(filled: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list(filled: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--store", str(filled.root)]) == 0
     out = capsys.readouterr().out
     for entry in filled.entries():
@@ -50,12 +50,12 @@ def test_empty_store_from_the_environment(capsys: pytest.CaptureFixture[str]) ->
     assert "0 entries, 0 B" in capsys.readouterr().out
 
 
-def test_show(filled: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show(filled: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
     main(["show", key("cub", "clip").digest[:8], "--store", str(filled.root)])
     assert json.loads(capsys.readouterr().out)["key"] == {"dataset": "cub", "encoder": "clip"}
 
 
-def test_verify(filled: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify(filled: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--store", str(filled.root)]) == 0
     path = filled.root / key("cub", "dino").digest / "features.npy"
     raw = bytearray(path.read_bytes())
@@ -78,17 +78,17 @@ def test_verify(filled: FeatureStore, capsys: pytest.CaptureFixture[str]) -> Non
         ([key("cub", "clip").digest[:10]], {("cub", "dino"), ("dtd", "clip"), ("dtd", "dino")}),
     ],
 )
-def test_delete(filled: FeatureStore, arguments: list[str], left: set[tuple[str, str]]) -> None:
+def test_delete(filled: LocalStore, arguments: list[str], left: set[tuple[str, str]]) -> None:
     before = names(filled)
     assert main(["delete", *arguments, "--dry-run", "--store", str(filled.root)]) == 0
     assert names(filled) == before
-    assert main(["delete", *arguments, "--store", str(filled.root)]) == 0
+    assert main(["delete", *arguments, "--yes", "--store", str(filled.root)]) == 0
     assert names(filled) == left
 
 
-def test_delete_leaves_what_is_being_written(filled: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_delete_leaves_what_is_being_written(filled: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
     with filled.lock([key("cub", "clip")]):
-        assert main(["delete", "--all", "--store", str(filled.root)]) == 1
+        assert main(["delete", "--all", "--yes", "--store", str(filled.root)]) == 1
     assert names(filled) == {("cub", "clip")}
     assert "being written" in capsys.readouterr().err
 
@@ -102,6 +102,6 @@ def test_delete_leaves_what_is_being_written(filled: FeatureStore, capsys: pytes
         (["show", "--encoder", "resnet"], r"it has \['clip', 'dino'\]"),
     ],
 )
-def test_bad_choice(filled: FeatureStore, arguments: list[str], message: str) -> None:
+def test_bad_choice(filled: LocalStore, arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         main([*arguments, "--store", str(filled.root)])

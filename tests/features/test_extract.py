@@ -15,9 +15,9 @@ from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.parts import CROSS_MODAL, Part
 from krossfuse.encoders.pair import Pair
-from krossfuse.features import store as store_module
+from krossfuse.features import npy
 from krossfuse.features.extract import extract, feature_keys
-from krossfuse.features.store import FeatureStore
+from krossfuse.features.stores import LocalStore
 
 CPU = {"accelerator": "cpu", "devices": 1}
 TRAIN = Part("train", "image")
@@ -32,7 +32,7 @@ def make_pair(**expert: Any) -> Pair:
     )
 
 
-def run(data: ToyData, pair: Pair, store: FeatureStore, **options: Any) -> FeatureBundle:
+def run(data: ToyData, pair: Pair, store: LocalStore, **options: Any) -> FeatureBundle:
     return extract(data, pair, store, **{"trainer": CPU, "progress": False, **options})
 
 
@@ -50,7 +50,7 @@ def loads(pair: Pair) -> list[int]:
     return [e.loads for e in {**pair.encoders("image"), **pair.encoders("text")}.values()]  # type: ignore[attr-defined]
 
 
-def test_features_are_those_of_the_encoders(images: Path, store: FeatureStore) -> None:
+def test_features_are_those_of_the_encoders(images: Path, store: LocalStore) -> None:
     data, pair = ToyData(images), make_pair()
     bundle = run(data, pair, store)
     assert set(bundle.features) == set(data.parts())
@@ -63,7 +63,7 @@ def test_features_are_those_of_the_encoders(images: Path, store: FeatureStore) -
 
 
 def test_one_decoding_for_all_encoders_and_none_the_second_time(
-    images: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+    images: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, pair = ToyData(images), make_pair()
     first = run(data, pair, store)
@@ -72,13 +72,13 @@ def test_one_decoding_for_all_encoders_and_none_the_second_time(
     data.log.unlink()
     monkeypatch.setattr("pytorch_lightning.Trainer.predict", None)
     again = make_pair()
-    second = run(ToyData(images), again, FeatureStore(store.root))
+    second = run(ToyData(images), again, LocalStore(store.root))
     assert data.decoded() == []
     assert loads(again) == [0, 0, 0]
     assert all(torch.equal(second[part][role], f) for part, of in first.features.items() for role, f in of.items())
 
 
-def test_only_what_is_missing_is_encoded(images: Path, store: FeatureStore) -> None:
+def test_only_what_is_missing_is_encoded(images: Path, store: LocalStore) -> None:
     run(ToyData(images), make_pair(), store)
     other = make_pair(weights=7)  # the same name, other weights
     bundle = run(ToyData(images), other, store)
@@ -113,20 +113,20 @@ def test_keys_change_with_all_that_changes_a_feature(images: Path, monkeypatch: 
     assert len(set(keys)) == len(keys) == 3 * 2 + 4 * 2
 
 
-def test_unreadable_image_in_the_middle_costs_its_batch_only(images: Path, store: FeatureStore) -> None:
+def test_unreadable_image_in_the_middle_costs_its_batch_only(images: Path, store: LocalStore) -> None:
     data = ToyData(images)
     data.setup()
     whole = (images / "train_13.png").read_bytes()
     (images / "train_13.png").write_bytes(whole[:50])
     with pytest.raises(DataError, match=r"train_13\.png"):
         run(data, make_pair(), store)
-    assert {(e.about_part, e.done) for e in map(_Seen, store.entries()) if e.done} == {("train:image", 12)}
+    assert {(e.about_part, e.done) for e in map(_Seen, store.entries()) if e.done} == {("train:image", 8)}
     (images / "train_13.png").write_bytes(whole)
     data.log.unlink()
     bundle = run(ToyData(images), make_pair(), store)
     train = [name for name in data.decoded() if name.startswith("train")]
-    assert train == [f"train_{i}" for i in range(12, 20)]
-    fresh = run(ToyData(images), make_pair(), FeatureStore(store.root / "other"))
+    assert train == [f"train_{i}" for i in range(8, 20)]
+    fresh = run(ToyData(images), make_pair(), LocalStore(store.root / "other"))
     # Bit by bit: the batches are the same as without the interruption.
     assert all(torch.equal(fresh[part][role], f) for part, of in bundle.features.items() for role, f in of.items())
     assert not any(entry.partial for entry in store.entries())
@@ -137,7 +137,7 @@ class _Seen:
         self.about_part, self.done = entry.key.about["part"], entry.done
 
 
-def test_parts_that_are_whole_are_kept_when_a_later_one_fails(images: Path, store: FeatureStore) -> None:
+def test_parts_that_are_whole_are_kept_when_a_later_one_fails(images: Path, store: LocalStore) -> None:
     data = ToyData(images)
     data.setup()
     (images / "test_0.png").write_bytes(b"no image")
@@ -147,14 +147,14 @@ def test_parts_that_are_whole_are_kept_when_a_later_one_fails(images: Path, stor
     assert all(key in store for key in [*keys[TRAIN].values(), *keys[Part("val", "image")].values()])
 
 
-def test_interrupt_keeps_what_is_done(images: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_keeps_what_is_done(images: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     handler = signal.getsignal(signal.SIGINT)
     encode = ToyModule.encode_image
 
     def interrupted(self: ToyModule, images: torch.Tensor) -> torch.Tensor:
         calls.append(1)
-        if len(calls) == 7:  # in the fourth batch
+        if len(calls) == 5:  # in the third batch
             raise KeyboardInterrupt
         return encode(self, images)
 
@@ -162,13 +162,13 @@ def test_interrupt_keeps_what_is_done(images: Path, store: FeatureStore, monkeyp
     with pytest.raises(KeyboardInterrupt):
         run(ToyData(images), make_pair(), store)
     signal.signal(signal.SIGINT, handler)  # Lightning ignores further interrupts
-    assert {entry.done for entry in store.entries() if entry.key.about["part"] == "train:image"} == {12}
+    assert {entry.done for entry in store.entries() if entry.key.about["part"] == "train:image"} == {16}
     monkeypatch.undo()
     run(ToyData(images), make_pair(), store)
     assert not any(entry.partial for entry in store.entries())
 
 
-def test_unreadable_image_in_a_loader_process(images: Path, store: FeatureStore) -> None:
+def test_unreadable_image_in_a_loader_process(images: Path, store: LocalStore) -> None:
     data = ToyData(images, num_workers=1)
     data.setup()
     (images / "train_0.png").write_bytes(b"no image")
@@ -176,20 +176,18 @@ def test_unreadable_image_in_a_loader_process(images: Path, store: FeatureStore)
         run(data, make_pair(), store)
 
 
-def test_nan_feature_names_encoder_part_and_row(images: Path, store: FeatureStore) -> None:
+def test_nan_feature_names_encoder_part_and_row(images: Path, store: LocalStore) -> None:
     with pytest.raises(DataError, match=r"dino on toy, train:image.*row 2 is NaN"):
         run(ToyData(images), make_pair(poison=2), store)
 
 
-def test_damaged_entry_is_computed_anew(
-    images: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_entry_is_computed_anew(images: Path, store: LocalStore, caplog: pytest.LogCaptureFixture) -> None:
     first = run(ToyData(images), make_pair(), store)
     expected = first[TRAIN]["dino.v2"].clone()
     key = feature_keys(ToyData(images), make_pair())[TRAIN]["dino.v2"]
     path = store.root / key.digest / "features.npy"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
-    monkeypatch.setattr(store_module, "_verified", set())
+    npy.verified.clear()
     pair = make_pair()
     with caplog.at_level(logging.WARNING):
         bundle = run(ToyData(images), pair, store)
@@ -198,30 +196,49 @@ def test_damaged_entry_is_computed_anew(
     assert torch.equal(bundle[TRAIN]["dino.v2"], expected)
 
 
-def test_batches_and_streams_do_not_change_features(images: Path, store: FeatureStore) -> None:
+def same_bits(one: FeatureBundle, other: FeatureBundle) -> None:
+    assert set(one.features) == set(other.features)
+    for part, roles in one.features.items():
+        for role, features in roles.items():
+            assert torch.equal(other[part][role], features), (part, role)
+
+
+def test_batches_and_streams_do_not_change_a_bit(images: Path, store: LocalStore) -> None:
     threads = torch.get_num_threads()
-    kept = [make_pair() for _ in range(3)]
     try:
         torch.set_num_threads(1)
-        one = run(ToyData(images), kept[0], store)
+        one = run(ToyData(images), make_pair(), store)
         torch.set_num_threads(2)
-        two = run(ToyData(images), kept[1], FeatureStore(store.root / "two"))
-        big = run(ToyData(images), kept[2], FeatureStore(store.root / "big"), batch_size=20)
+        two = run(ToyData(images), make_pair(), LocalStore(store.root / "two"))
+        for size in (1, 7, 20, 64):
+            other = run(ToyData(images), make_pair(), LocalStore(store.root / str(size)), batch_size=size)
+            same_bits(one, other)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-    for part, roles in one.features.items():
-        for role, features in roles.items():
-            torch.testing.assert_close(two[part][role], features, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(big[part][role], features, atol=1e-5, rtol=1e-5)
+    same_bits(one, two)
 
 
-def test_half_precision_store(images: Path, store: FeatureStore) -> None:
+def test_mixed_precision_holds_in_every_stream(images: Path, store: LocalStore) -> None:
+    threads = torch.get_num_threads()
+    mixed = {**CPU, "precision": "bf16-mixed"}
+    try:
+        torch.set_num_threads(1)
+        one = run(ToyData(images), make_pair(), store, trainer=mixed)
+        torch.set_num_threads(2)
+        two = run(ToyData(images), make_pair(), LocalStore(store.root / "two"), trainer=mixed)
+    finally:
+        torch.set_num_threads(threads)
+    same_bits(one, two)
+    assert not torch.equal(one[TRAIN]["dino.v2"], direct(ToyData(images), make_pair(), TRAIN, "dino.v2"))
+
+
+def test_half_precision_store(images: Path, store: LocalStore) -> None:
     bundle = run(ToyData(images), make_pair(), store, dtype="float16")
     assert bundle[TRAIN]["dino.v2"].dtype == torch.float16
 
 
-def test_mixed_precision(images: Path, store: FeatureStore) -> None:
+def test_mixed_precision(images: Path, store: LocalStore) -> None:
     data, pair = ToyData(images), make_pair()
     bundle = run(data, pair, store, trainer={**CPU, "precision": "bf16-mixed"})
     full = direct(data, pair, TRAIN, "dino.v2")
@@ -229,7 +246,7 @@ def test_mixed_precision(images: Path, store: FeatureStore) -> None:
     torch.testing.assert_close(bundle[TRAIN]["dino.v2"], full, atol=0.05, rtol=0.05)
 
 
-def test_image_experts_alone_skip_the_texts(images: Path, store: FeatureStore) -> None:
+def test_image_experts_alone_skip_the_texts(images: Path, store: LocalStore) -> None:
     # Two roles for one encoder are one entry.
     pair = Pair(name="experts", image_experts={"a": ToyEncoder("a", ("image",)), "b": ToyEncoder("b", ("image",))})
     bundle = run(ToyData(images), pair, store)
@@ -238,9 +255,7 @@ def test_image_experts_alone_skip_the_texts(images: Path, store: FeatureStore) -
     assert torch.equal(bundle[TRAIN]["a"], bundle[TRAIN]["b"])
 
 
-def test_progress_bar_names_part_and_roles(
-    images: Path, store: FeatureStore, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_bar_names_part_and_roles(images: Path, store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
     run(ToyData(images), make_pair(), store, progress=True)
     shown = "".join(capsys.readouterr())
     assert "train:image -> cross_modal, dino.v2" in shown
@@ -256,13 +271,13 @@ def test_progress_bar_names_part_and_roles(
         ({"trainer": {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}}, "strategy='ddp'.*ddp_spawn"),
     ],
 )
-def test_bad_options(images: Path, store: FeatureStore, options: dict[str, Any], message: str) -> None:
+def test_bad_options(images: Path, store: LocalStore, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(ToyData(images), make_pair(), store, **options)
 
 
 @pytest.mark.slow
-def test_two_devices_give_the_same_rows(images: Path, store: FeatureStore) -> None:
+def test_two_devices_give_the_same_rows(images: Path, store: LocalStore) -> None:
     """Two CPU processes; in a process of its own, since the test process has threads and patched modules."""
     code = """
 import sys; sys.path.insert(0, sys.argv[1])
@@ -270,7 +285,7 @@ from pathlib import Path
 from test_extract import *
 if __name__ == "__main__":
     trainer = {"accelerator": "cpu", "devices": 2}
-    run(ToyData(Path(sys.argv[2])), make_pair(), FeatureStore(sys.argv[3]), trainer=trainer)
+    run(ToyData(Path(sys.argv[2])), make_pair(), LocalStore(sys.argv[3]), trainer=trainer)
 """
     script = store.root.with_name("two.py")
     script.write_text(code)
@@ -278,7 +293,4 @@ if __name__ == "__main__":
     pair = make_pair()
     two = run(ToyData(images), pair, store)
     assert loads(pair) == [0, 0, 0]
-    one = run(ToyData(images), make_pair(), FeatureStore(store.root / "one"))
-    for part, roles in one.features.items():
-        for role, features in roles.items():
-            torch.testing.assert_close(two[part][role], features, atol=1e-5, rtol=1e-5)
+    same_bits(run(ToyData(images), make_pair(), LocalStore(store.root / "one")), two)

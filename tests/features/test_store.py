@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from store_toys import DIM, ROWS, key, values
 
 from krossfuse.core.errors import ConfigError, DataError, StoreError
-from krossfuse.features import store as store_module
-from krossfuse.features.store import DamagedEntryError, FeatureKey, FeatureStore, canonical_json
+from krossfuse.features import npy
+from krossfuse.features.entry import DamagedEntryError
+from krossfuse.features.keys import FeatureKey, canonical_json
+from krossfuse.features.stores import LocalStore
 
 
-def fill(store: FeatureStore, k: FeatureKey, features: torch.Tensor, dtype: str = "float32") -> None:
+def fill(store: LocalStore, k: FeatureKey, features: torch.Tensor, dtype: str = "float32") -> None:
     with store.lock([k]), store.writer(k, rows=len(features), dim=features.shape[1], dtype=dtype) as writer:
         for start in range(0, len(features), 4):
             writer.write(range(start, min(start + 4, len(features))), features[start : start + 4])
@@ -34,7 +36,7 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_round_trip(store: FeatureStore, dtype: str) -> None:
+def test_round_trip(store: LocalStore, dtype: str) -> None:
     fill(store, key(), values(), dtype)
     read = store.read(key())
     assert read.dtype == getattr(torch, dtype)
@@ -42,13 +44,13 @@ def test_round_trip(store: FeatureStore, dtype: str) -> None:
     assert np.array_equal(np.load(store.root / key().digest / "features.npy"), read.numpy())
 
 
-def test_writing_to_a_read_tensor_leaves_the_file_alone(store: FeatureStore) -> None:
+def test_writing_to_a_read_tensor_leaves_the_file_alone(store: LocalStore) -> None:
     fill(store, key(), values())
     store.read(key()).zero_()
     assert torch.equal(store.read(key()), values())
 
 
-def test_reading_costs_address_space_only(store: FeatureStore) -> None:
+def test_reading_costs_address_space_only(store: LocalStore) -> None:
     rows = 40_000
     fill(store, key(), torch.zeros(rows, 256))  # 41 MB
     resource = pytest.importorskip("resource")
@@ -58,7 +60,7 @@ def test_reading_costs_address_space_only(store: FeatureStore) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # kB
 
 
-def test_entry_says_what_it_is(store: FeatureStore) -> None:
+def test_entry_says_what_it_is(store: LocalStore) -> None:
     fill(store, key(prompts=["a cat"]), values())
     meta = json.loads((store.root / key(prompts=["a cat"]).digest / "entry.json").read_text())
     assert meta["key"]["prompts"] == ["a cat"]
@@ -70,7 +72,7 @@ def test_entry_says_what_it_is(store: FeatureStore) -> None:
     }
 
 
-def test_another_encoder_of_the_same_name_has_another_key(store: FeatureStore) -> None:
+def test_another_encoder_of_the_same_name_has_another_key(store: LocalStore) -> None:
     fill(store, key(), values())
     other = key(encoder={"weights": "xyz"})
     assert other.about == key().about
@@ -102,7 +104,7 @@ def test_key_that_is_no_json_is_refused(bad: object) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_unusable_feature_is_refused_and_its_row_named(store: FeatureStore, value: float) -> None:
+def test_unusable_feature_is_refused_and_its_row_named(store: LocalStore, value: float) -> None:
     features = values()
     features[7, 2] = value
     with store.lock([key()]), store.writer(key(), rows=ROWS, dim=DIM) as writer:
@@ -112,7 +114,7 @@ def test_unusable_feature_is_refused_and_its_row_named(store: FeatureStore, valu
         assert writer.done().tolist() == [True] * 4 + [False] * 6
 
 
-def test_value_out_of_range_of_half_precision_is_refused(store: FeatureStore) -> None:
+def test_value_out_of_range_of_half_precision_is_refused(store: LocalStore) -> None:
     with (
         store.lock([key()]),
         store.writer(key(), rows=1, dim=DIM, dtype="float16") as writer,
@@ -121,7 +123,7 @@ def test_value_out_of_range_of_half_precision_is_refused(store: FeatureStore) ->
         writer.write([0], torch.full((1, DIM), 1e6))
 
 
-def test_wrong_shapes_and_rows(store: FeatureStore) -> None:
+def test_wrong_shapes_and_rows(store: LocalStore) -> None:
     with store.lock([key()]), store.writer(key(), rows=ROWS, dim=DIM) as writer:
         with pytest.raises(DataError, match=r"expected features \(4, 6\), got \(4, 5\)"):
             writer.write(range(4), torch.zeros(4, 5))
@@ -135,7 +137,7 @@ def test_wrong_shapes_and_rows(store: FeatureStore) -> None:
         store.writer(key(), rows=1, dim=DIM, dtype="bfloat16")
 
 
-def test_rows_in_any_order(store: FeatureStore) -> None:
+def test_rows_in_any_order(store: LocalStore) -> None:
     with store.lock([key()]), store.writer(key(), rows=ROWS, dim=DIM) as writer:
         for rows in ([9, 1, 3], [0, 2, 4, 5], [8, 6, 7]):
             writer.write(rows, values()[rows])
@@ -143,9 +145,9 @@ def test_rows_in_any_order(store: FeatureStore) -> None:
     assert torch.equal(store.read(key()), values())
 
 
-def test_killed_writer_loses_its_batch_only(store: FeatureStore) -> None:
+def test_killed_writer_loses_its_batch_only(store: LocalStore) -> None:
     code = """
-store = FeatureStore(sys.argv[1])
+store = LocalStore(sys.argv[1])
 with store.lock([key()]):
     writer = store.writer(key(), rows=ROWS, dim=DIM)
     writer.write(range(4), values()[:4])
@@ -168,11 +170,11 @@ with store.lock([key()]):
     assert torch.equal(store.read(key()), values())
 
 
-def test_two_writers_at_once_one_computes(store: FeatureStore, tmp_path: Path) -> None:
+def test_two_writers_at_once_one_computes(store: LocalStore, tmp_path: Path) -> None:
     code = """
 import logging
 logging.basicConfig(level="WARNING", stream=sys.stdout, format="%(message)s")
-store = FeatureStore(sys.argv[1])
+store = LocalStore(sys.argv[1])
 with store.lock([key()]):
     if key() not in store:
         print("computing", flush=True)
@@ -195,9 +197,9 @@ print("used", flush=True)
 
 
 @pytest.fixture
-def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh_process() -> None:
     """Forget what this process has checked already."""
-    monkeypatch.setattr(store_module, "_verified", set())
+    npy.verified.clear()
 
 
 def damage(path: Path, how: str) -> None:
@@ -221,7 +223,7 @@ def damage(path: Path, how: str) -> None:
     ("how", "why"),
     [("truncated", "bytes instead of"), ("flipped", "SHA-256"), ("other shape", "record says"), ("missing", "missing")],
 )
-def test_damaged_data(store: FeatureStore, how: str, why: str) -> None:
+def test_damaged_data(store: LocalStore, how: str, why: str) -> None:
     fill(store, key(), values())
     damage(store.root / key().digest / "features.npy", how)
     with pytest.raises(DamagedEntryError, match=why) as caught:
@@ -234,7 +236,7 @@ def test_damaged_data(store: FeatureStore, how: str, why: str) -> None:
 
 @pytest.mark.usefixtures("fresh_process")
 @pytest.mark.parametrize("text", ["", "{}", '{"key": {}, "about": {}, "rows": 10', "[]"])
-def test_damaged_record(store: FeatureStore, text: str) -> None:
+def test_damaged_record(store: LocalStore, text: str) -> None:
     fill(store, key(), values())
     (store.root / key().digest / "entry.json").write_text(text)
     with pytest.raises(DamagedEntryError, match=r"entry\.json"):
@@ -245,7 +247,7 @@ def test_damaged_record(store: FeatureStore, text: str) -> None:
     assert store.entries() == []
 
 
-def test_record_of_another_key(store: FeatureStore) -> None:
+def test_record_of_another_key(store: LocalStore) -> None:
     fill(store, key(), values())
     path = store.root / key().digest / "entry.json"
     path.write_text(path.read_text().replace('"abc"', '"abd"'))
@@ -253,7 +255,7 @@ def test_record_of_another_key(store: FeatureStore) -> None:
         store.read(key())
 
 
-def test_a_file_that_changed_is_checked_again(store: FeatureStore) -> None:
+def test_a_file_that_changed_is_checked_again(store: LocalStore) -> None:
     fill(store, key(), values())
     store.read(key())
     time.sleep(0.02)  # the clock of the file system
@@ -263,7 +265,7 @@ def test_a_file_that_changed_is_checked_again(store: FeatureStore) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
-def test_damaged_partial_entry_is_not_trusted(store: FeatureStore, how: str) -> None:
+def test_damaged_partial_entry_is_not_trusted(store: LocalStore, how: str) -> None:
     with store.lock([key()]), store.writer(key(), rows=ROWS, dim=DIM) as writer:
         writer.write(range(ROWS), values())
     damage(store.root / f"{key().digest}.partial" / "features.npy", how)
@@ -275,19 +277,19 @@ def test_damaged_partial_entry_is_not_trusted(store: FeatureStore, how: str) -> 
     assert torch.equal(store.read(key()), values())
 
 
-def test_partial_entry_of_another_shape_is_begun_anew(store: FeatureStore) -> None:
+def test_partial_entry_of_another_shape_is_begun_anew(store: LocalStore) -> None:
     with store.lock([key()]), store.writer(key(), rows=ROWS, dim=DIM) as writer:
         writer.write(range(4), values()[:4])
     with store.lock([key()]), store.writer(key(), rows=ROWS + 1, dim=DIM) as writer:
         assert not writer.done().any()
 
 
-def test_delete(store: FeatureStore) -> None:
+def test_delete(store: LocalStore) -> None:
     fill(store, key(), values())
     held = store.read(key())
     with store.lock([key()]):
         # Locks of one process exclude each other too.
-        assert not FeatureStore(store.root).delete(key().digest)
+        assert not LocalStore(store.root).delete(key().digest)
     assert store.delete(key().digest)
     assert key() not in store
     assert store.entries() == []
@@ -296,6 +298,6 @@ def test_delete(store: FeatureStore) -> None:
 
 def test_store_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    store = FeatureStore(tmp_path / "file" / "store")
+    store = LocalStore(tmp_path / "file" / "store")
     with pytest.raises(StoreError, match=r"paths\.store"), store.lock([key()]):
         pass

@@ -16,9 +16,9 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError
 from krossfuse.fusion.base import FusionMethod, InputSpec
-from krossfuse.fusion.baselines import CCA, AverageKernel, PCAConcatenation, RFFConcatenation
 from krossfuse.fusion.kernels import GaussianKernel
-from krossfuse.fusion.postprocess import PostProcess, principal_axes
+from krossfuse.fusion.methods import CCA, AverageKernel, PCAConcatenation, PostProcess, RFFConcatenation
+from krossfuse.fusion.methods.principal import principal_axes
 
 INPUTS = InputSpec(cross_modal=6, image_experts={"dino": 8})
 BOTH = InputSpec(cross_modal=6, image_experts={"dino": 8}, text_experts={"minilm": 5})

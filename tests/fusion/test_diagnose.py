@@ -16,9 +16,8 @@ from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.parts import Part
 from krossfuse.fusion.base import InputSpec
-from krossfuse.fusion.baselines import PCAConcatenation
 from krossfuse.fusion.diagnose import diagnose, main
-from krossfuse.fusion.methods import RPKrossFuse
+from krossfuse.fusion.methods import PCAConcatenation, RPKrossFuse
 from krossfuse.fusion.sketches import SpectralSketch
 
 EXACT = partial(RPKrossFuse, alignment="exact", dim=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -19,13 +20,18 @@ from krossfuse.core.errors import ConfigError, StoreError
 from krossfuse.core.parts import Part
 from krossfuse.fusion import io
 from krossfuse.fusion.base import FusionMethod, InputSpec
-from krossfuse.fusion.baselines import CCA, AverageKernel, PCAConcatenation, RFFConcatenation
+from krossfuse.fusion.fit import fit_method
 from krossfuse.fusion.kernels import GaussianKernel
-from krossfuse.fusion.methods import RPKrossFuse
-from krossfuse.fusion.postprocess import PostProcess
+from krossfuse.fusion.methods import (
+    CCA,
+    Attention,
+    AverageKernel,
+    PCAConcatenation,
+    PostProcess,
+    RFFConcatenation,
+    RPKrossFuse,
+)
 from krossfuse.fusion.sketches import KPoMRPSketch, SpectralSketch
-from krossfuse.fusion.stream import fit_method
-from krossfuse.fusion.trained import Attention
 
 INPUTS = InputSpec(cross_modal=12, image_experts={"dino": 16})
 METHODS = {
@@ -139,6 +145,9 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
 
 
 def test_classes_from_elsewhere_are_registered(tmp_path: Path) -> None:
+    class Mine(AverageKernel):
+        """A method of someone else's, which no other process can import."""
+
     path = tmp_path / "fusion.safetensors"
     with pytest.raises(ConfigError, match="register it"):
         io.save_fusion(Mine(inputs=INPUTS), path)
@@ -151,8 +160,57 @@ def test_classes_from_elsewhere_are_registered(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither a class"):
         io.load_fusion(path)
     with pytest.raises(ConfigError, match="cannot save"):
-        io.save_fusion(AverageKernel(inputs=INPUTS, kernel=lambda in_dim, seed: GaussianKernel(in_dim)), path)
+        io.check_saveable(AverageKernel(inputs=INPUTS, kernel=lambda in_dim, seed: GaussianKernel(in_dim)))
 
+
+PLUGIN = """
+from krossfuse.fusion import Alignment, AverageKernel, CosineKernel, ExactAlignment
 
 class Mine(AverageKernel):
-    """A method of someone else's."""
+    pass
+
+class MyAlignment(ExactAlignment):
+    name = "mine"
+
+class MyKernel(CosineKernel):
+    name = "my_cosine"
+
+from os import system
+"""
+
+
+def test_plugins_are_loaded_from_named_modules_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_plugin.py").write_text(PLUGIN)
+    (tmp_path / "my_plugin_too.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugin = importlib.import_module("my_plugin")
+    methods = [
+        plugin.Mine(inputs=INPUTS),
+        RPKrossFuse(inputs=INPUTS, dim=40, kernel=plugin.MyKernel, alignment=partial(plugin.MyAlignment)),
+    ]
+    x = {"cross_modal": torch.randn(3, 12), "dino": torch.randn(3, 16)}
+    for method in methods:
+        path = io.save_fusion(method, tmp_path / "mine.safetensors")
+        with pytest.raises(ConfigError, match="KROSSFUSE_PLUGINS"):
+            io.load_fusion(path)
+        with pytest.raises(ConfigError, match="my_plugin"):
+            io.load_fusion(path, plugins=["my_plugin_too", "my_plug"])
+        again = io.load_fusion(path, plugins=["my_plugin"])
+        assert type(again) is type(method)
+        assert torch.equal(again.encode("image", x), method.encode("image", x))
+        monkeypatch.setenv("KROSSFUSE_PLUGINS", "my_plugin_too, my_plugin")
+        assert io.load_fusion(path).describe() == method.describe()
+        monkeypatch.delenv("KROSSFUSE_PLUGINS")
+    rewrite(path, _target_="my_plugin.system")
+    with pytest.raises(ConfigError, match="no fusion method"):
+        io.load_fusion(path, plugins=["my_plugin"])
+
+
+@pytest.mark.parametrize("name", ["published_both", "exact_spectral", "gate", "postprocessed_nystrom", "cca"])
+def test_files_of_the_first_version_are_read(name: str) -> None:
+    folder = Path(__file__).parent / "saved"
+    method = io.load_fusion(folder / f"{name}.safetensors")
+    expected = load_file(folder / "encoded.safetensors")
+    for modality in method.modalities:
+        x = {r: expected[f"x/{modality}/{r}"] for r in ("cross_modal", *method.inputs.experts(modality))}
+        assert torch.equal(method.encode(modality, x), expected[f"{name}/{modality}"])

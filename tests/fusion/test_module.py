@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch import nn
@@ -16,11 +15,14 @@ from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import TEST, Part
+from krossfuse.core.trainers import TrainerFactory
 from krossfuse.encoders.base import EncoderModule
 from krossfuse.fusion.base import InputSpec
-from krossfuse.fusion.baselines import PCAConcatenation
-from krossfuse.fusion.module import Batch, FusionModule
-from krossfuse.fusion.stream import fit_method, fuse_bundle, fuse_rows, fuse_to_file, inputs_of, kernel_of
+from krossfuse.fusion.batches import Batch, prepare
+from krossfuse.fusion.fit import fit_method
+from krossfuse.fusion.methods import PCAConcatenation
+from krossfuse.fusion.module import FusionModule, fuse_bundle, fuse_rows, fuse_to_file
+from krossfuse.fusion.stream import inputs_of, kernel_of
 
 IMAGE_ONLY = InputSpec(cross_modal=12, image_experts={"dino": 16})
 
@@ -32,15 +34,17 @@ def pca(missing: str = "zeros", dim: int = 5) -> PCAConcatenation:
 def test_every_road_gives_the_same_bits(toy_bundle: FeatureBundle, tmp_path: Path) -> None:
     module = FusionModule(pca(), block_rows=33).fit(toy_bundle)
     plain = module.fuse(toy_bundle)
-    options = {"accelerator": "cpu", "enable_progress_bar": False}
-    predicted = module.fuse(toy_bundle, trainer_options=options)
+    direct = {p: module.method.encode(p.modality, dict(x)) for p, x in toy_bundle.features.items()}
+    several = FusionModule(module.method, trainers=TrainerFactory({"accelerator": "cpu", "devices": 4}), block_rows=33)
+    predicted = several.fuse(toy_bundle)
+    on_device = module.fuse(toy_bundle, keep_on_device=True)
     spilled = module.fuse(toy_bundle, memory_limit=1, folder=tmp_path)
-    spilled_by_trainer = module.fuse(toy_bundle, memory_limit=1, folder=tmp_path / "t", trainer_options=options)
     anonymous = module.fuse(toy_bundle, memory_limit=1)
+    assert all(torch.allclose(plain[part], fused, atol=1e-6) for part, fused in direct.items())
     assert set(plain) == set(toy_bundle.features)
     for part, fused in plain.items():
         assert fused.shape == (len(toy_bundle[part]["cross_modal"]), 5)
-        for other in (predicted, spilled, spilled_by_trainer, anonymous):
+        for other in (predicted, on_device, spilled, anonymous):
             assert torch.equal(fused, other[part])
     on_disk = np.load(tmp_path / "test.image.npy")
     assert np.array_equal(on_disk, plain[Part(TEST, "image")].numpy())
@@ -59,8 +63,7 @@ def test_heads_are_measured_by_trainer_test(toy_bundle: FeatureBundle) -> None:
     module = FusionModule(pca("none"), block_rows=10).fit(toy_bundle)
     head = nn.Linear(5, 8)
     module.add_head("linear", head, label_set="animal")
-    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
-    (figures,) = trainer.test(module, module.test_loaders(toy_bundle), verbose=False)
+    figures = module.measure_heads(toy_bundle)
     with torch.no_grad():
         scores = head(module.fuse(toy_bundle)[Part(TEST, "image")])
     labels = toy_bundle.info.labels("animal", Part(TEST, "image"))
@@ -94,17 +97,18 @@ def test_raw_inputs_end_to_end(toy_bundle: FeatureBundle) -> None:
     encoders = {"cross_modal": Means(12), "dino": Means(16)}
     module = FusionModule(pca(), encoders=encoders).fit(toy_bundle)
     images = [Image.new("RGB", (8, 8), (40 * i, 255 - 40 * i, 9)) for i in range(5)]
-    prepared = module.prepare("image", images)
-    features = module.features(prepared)
+    batch = prepare("image", images, encoders)
+    features = module.features(batch)
+    assert torch.equal(features["dino"], encoders["dino"].encode_image(batch.inputs["dino"]))
     expected = module.method.encode("image", features)
-    assert torch.equal(module.embed("image", images), expected)
+    assert torch.equal(module(batch), expected)
     assert torch.equal(module.predict_step(Batch("image", features)), expected)
-    assert module.embed("text", ["a bee", "a cab"]).shape == (2, 5)
+    assert module(prepare("text", ["a bee", "a cab"], {"cross_modal": encoders["cross_modal"]})).shape == (2, 5)
     module.train()
     assert not any(encoder.training for encoder in module.encoders)
     assert not any(p.requires_grad for p in module.encoders.parameters())
-    with pytest.raises(ConfigError, match="no encoder of role 'cross_modal'"):
-        FusionModule(pca()).embed("image", images)
+    with pytest.raises(ConfigError, match=r"no encoder of role \['cross_modal', 'dino'\]"):
+        FusionModule(pca())(batch)
     with pytest.raises(ConfigError, match="16 dimensions"):
         FusionModule(pca(), encoders={"cross_modal": Means(16)})
     with pytest.raises(ConfigError, match=r"no parent .* 'dinosaur'"):
@@ -119,7 +123,7 @@ def test_bad_heads(toy_bundle: FeatureBundle) -> None:
         module.add_head("text", nn.Linear(5, 8), label_set="animal", modality="text")
     module.add_head("good", nn.Linear(5, 8), label_set="plant")
     with pytest.raises(DataError, match="label set 'plant'"):
-        module.test_loaders(toy_bundle)
+        module.measure_heads(toy_bundle)
     with pytest.raises(ConfigError, match="must be new"):
         module.add_head("good", nn.Linear(5, 8), label_set="animal")
 
@@ -194,7 +198,7 @@ def test_inputs_of_a_bundle(toy_bundle: FeatureBundle) -> None:
 
 
 def test_kernel_of_rows_of_parts(toy_bundle: FeatureBundle) -> None:
-    from krossfuse.fusion.baselines import AverageKernel
+    from krossfuse.fusion.methods import AverageKernel
 
     assert kernel_of(fit_method(pca(), toy_bundle), toy_bundle) is None
     method = AverageKernel(inputs=IMAGE_ONLY, missing="zeros")

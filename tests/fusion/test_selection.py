@@ -11,10 +11,10 @@ from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError, NotFittedError
 from krossfuse.core.parts import Part
 from krossfuse.fusion.base import InputSpec
+from krossfuse.fusion.fit import fit_method
 from krossfuse.fusion.io import load_fusion, save_fusion
 from krossfuse.fusion.methods import ExactKrossFuse, RPKrossFuse
 from krossfuse.fusion.selection import assign_folds, balance, cross_validate
-from krossfuse.fusion.stream import fit_method
 
 INPUTS = InputSpec(cross_modal=12, image_experts={"dino": 16})
 

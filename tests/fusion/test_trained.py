@@ -12,8 +12,9 @@ from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError
 from krossfuse.core.parts import Part
 from krossfuse.fusion.base import InputSpec
-from krossfuse.fusion.stream import fit_method, fuse_bundle
-from krossfuse.fusion.trained import Attention, Comm, Gate, TrainedFusion
+from krossfuse.fusion.fit import fit_method
+from krossfuse.fusion.methods import Attention, Comm, Gate, TrainedFusion
+from krossfuse.fusion.module import fuse_bundle
 
 IMAGE = InputSpec(cross_modal=12, image_experts={"dino": 16})
 TEXT = InputSpec(cross_modal=12, text_experts={"minilm": 10})

@@ -12,7 +12,8 @@ from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
 from krossfuse.core.parts import Part
 from krossfuse.probes import Agreement
 from krossfuse.probes.agreement import modality_gap
-from krossfuse.probes.base import EmbeddingSpace, ProbeResult
+from krossfuse.probes.base import ProbeResult
+from krossfuse.probes.space import EmbeddingSpace
 
 IMAGES, TEXTS, PROMPTS = Part("test", "image"), Part("test", "text"), Part.prompts("class", "plain")
 

@@ -14,8 +14,9 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
 from krossfuse.core.parts import Part
 from krossfuse.probes import FewShot
-from krossfuse.probes.base import EmbeddingSpace, ProbeResult
-from krossfuse.probes.few_shot import ridge_grid
+from krossfuse.probes.base import ProbeResult
+from krossfuse.probes.solvers import fit_ridge_batch
+from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.probes.subsets import FewShotSubset
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -102,7 +103,7 @@ def test_ridge_against_scikit_learn(seed: int, n: int, classes: int) -> None:
     padded[:, :n] = torch.from_numpy(x)
     labels, weights = torch.zeros(2, n + 3, dtype=torch.int64), torch.zeros(2, n + 3, dtype=torch.float64)
     labels[:, :n], weights[:, :n] = torch.from_numpy(y), torch.from_numpy(weight)
-    w, b = ridge_grid(padded, labels, weights, [0.5, 4.0], classes)
+    w, b = fit_ridge_batch(padded, labels, weights, [0.5, 4.0], classes)
     for c, C in enumerate((0.5, 4.0)):
         theirs = RidgeClassifier(alpha=1 / C).fit(x, y, sample_weight=weight)
         ours = x @ w[1, c].numpy().T + b[1, c].numpy()
@@ -167,9 +168,9 @@ def test_forms_need_their_texts() -> None:
 
 def test_bad_input_is_named() -> None:
     space = make_space()
-    with pytest.raises(DataError, match="'fancy'"):
+    with pytest.raises(ConfigError, match="'fancy'"):
         FewShot(shots=[1], prompt_set="fancy").evaluate(space, seed=0)
-    with pytest.raises(DataError, match="'klass'"):
+    with pytest.raises(ConfigError, match="'klass'"):
         FewShot(label_sets=["klass"]).evaluate(space, seed=0)
     broken = space[TRAIN].clone()
     broken[:] = float("nan")

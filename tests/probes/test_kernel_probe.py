@@ -9,7 +9,8 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import Part
 from krossfuse.probes import KernelProbe, LinearProbe, RidgeProbe
-from krossfuse.probes.base import EmbeddingSpace, ProbeResult
+from krossfuse.probes.base import ProbeResult
+from krossfuse.probes.space import EmbeddingSpace
 
 SIZES = {"train": 60, "val": 24, "test": 48}
 
@@ -84,7 +85,7 @@ def test_bad_input_is_named() -> None:
     spoilt = EmbeddingSpace(space.info, space.parts, lambda a, i, b, j: torch.full((len(i), len(j)), float("nan")))
     with pytest.raises(DataError, match="NaN"):
         KernelProbe().evaluate(spoilt, seed=0)
-    with pytest.raises(DataError, match="'kin'"):
+    with pytest.raises(ConfigError, match="did you mean 'kind'"):
         KernelProbe(label_sets=["kin"]).evaluate(space, seed=0)
     for bad in ({"classifiers": ["svm"]}, {"C": []}, {"alphas": [-1.0]}, {"n_folds": 1}, {"max_items": 0}):
         with pytest.raises(ConfigError):

@@ -13,8 +13,9 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import Part
 from krossfuse.probes import KNN
-from krossfuse.probes.base import EmbeddingSpace, Measurement, ProbeResult
+from krossfuse.probes.base import Measurement, ProbeResult
 from krossfuse.probes.knn import nearest, vote
+from krossfuse.probes.space import EmbeddingSpace
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -117,7 +118,7 @@ def test_bad_input_is_named() -> None:
     broken[7] = float("nan")
     with pytest.raises(DataError, match="row 7"):
         KNN().evaluate(replace(space, parts={**space.parts, Part("train", "image"): broken}), seed=0)
-    with pytest.raises(DataError, match="'klass'"):
+    with pytest.raises(ConfigError, match="'klass'"):
         KNN(label_sets=["klass"]).evaluate(space, seed=0)
     with pytest.raises(ConfigError, match="temperature=0"):
         KNN(temperature=0)

@@ -14,8 +14,9 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import Part
 from krossfuse.probes import LinearHead, LinearProbe
-from krossfuse.probes.base import EmbeddingSpace, Measurement, ProbeResult
-from krossfuse.probes.linear import mean_average_precision
+from krossfuse.probes.base import Measurement, ProbeResult
+from krossfuse.probes.scoring import mean_average_precision
+from krossfuse.probes.space import EmbeddingSpace
 
 SIZES = {"train": 140, "val": 42, "test": 70, "test_far": 28}
 K = 7
@@ -174,7 +175,7 @@ def test_bad_data_is_named() -> None:
     spoilt[Part("val", "image")][5, 1] = float("nan")
     with pytest.raises(DataError, match=r"val:image.*row 5"):
         probe.evaluate(EmbeddingSpace(space.info, spoilt), seed=0)
-    with pytest.raises(DataError, match="'kindd'"):
+    with pytest.raises(ConfigError, match="'kindd'"):
         LinearProbe(label_sets=["kindd"]).evaluate(space, seed=0)
     with pytest.raises(DataError, match="fewer than n_folds=40"):
         LinearProbe(selection="k-fold", n_folds=40).evaluate(space, seed=0)

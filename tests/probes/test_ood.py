@@ -11,7 +11,8 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
 from krossfuse.core.parts import Part
 from krossfuse.probes import OutOfDistribution, ZeroShot
-from krossfuse.probes.base import EmbeddingSpace, Measurement, ProbeResult
+from krossfuse.probes.base import Measurement, ProbeResult
+from krossfuse.probes.space import EmbeddingSpace
 
 SIZES = {"train": 90, "val": 30, "test": 60, "test_sketch": 45, "test_paint": 20}
 PROMPTS = Part.prompts("class", "plain")

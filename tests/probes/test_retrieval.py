@@ -14,8 +14,9 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.parts import Part
 from krossfuse.probes import Retrieval
-from krossfuse.probes.base import EmbeddingSpace, ProbeResult
+from krossfuse.probes.base import ProbeResult
 from krossfuse.probes.retrieval import retrieval_ranks
+from krossfuse.probes.space import EmbeddingSpace
 
 IMAGES, TEXTS = Part("test", "image"), Part("test", "text")
 

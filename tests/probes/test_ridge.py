@@ -8,7 +8,7 @@ from krossfuse.core.errors import ConfigError
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import Part
 from krossfuse.probes import RidgeProbe
-from krossfuse.probes.base import EmbeddingSpace
+from krossfuse.probes.space import EmbeddingSpace
 
 SIZES = {"train": 90, "val": 30, "test": 60}
 

@@ -7,7 +7,7 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import Part
 from krossfuse.probes import LinearProbe, SGDProbe
-from krossfuse.probes.base import EmbeddingSpace
+from krossfuse.probes.space import EmbeddingSpace
 
 SIZES = {"train": 200, "val": 60, "test": 120}
 

@@ -215,3 +215,25 @@ def test_bad_targets_are_errors() -> None:
         fit_logistic(x, Target(y[:5], 2), C=[1.0])
     with pytest.raises(DataError, match="non-negative"):
         fit_logistic(x, Target(y, 2, weight=torch.full((20,), -1.0)), C=[1.0])
+
+
+@pytest.mark.parametrize(("n", "d"), [(54, 64), (54, 200)])
+@pytest.mark.parametrize("value", [0.0, 1e-3, 0.3, 1.0, 3e3])
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-5])
+def test_features_that_do_not_vary_end_the_search_at_once(n: int, d: int, value: float, spread: float) -> None:
+    x = value * (1 + spread * torch.randn(n, d, generator=torch.Generator().manual_seed(0)))
+    (fit,) = fit_logistic(x, Target(torch.arange(n) % 3, 3), C=[0.01, 0.1, 1.0, 10.0, 100.0, 1000.0])
+    assert fit.passes < 600
+    assert set(fit.ended()) <= {"tolerance", "rounding"}
+    assert bool(torch.isfinite(fit.weights).all())
+    if spread == 0 and value <= 1:
+        assert not fit.weights.any()
+
+
+def test_what_ended_the_search_is_said() -> None:
+    x, y = draw(120, 40, 4)
+    (fit,) = fit_logistic(x, Target(y, 4), C=[1.0, 1000.0], max_iter=6)
+    assert fit.ended() == ["tolerance", "max_iter"]
+    (vain,) = fit_logistic(x, Target(y, 4), C=[1.0], tol=1e-14)
+    assert vain.ended() == ["rounding"]
+    assert int(vain.iterations[0]) < 1000

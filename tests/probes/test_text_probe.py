@@ -11,8 +11,9 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import Part
 from krossfuse.probes import TextProbe
-from krossfuse.probes.base import EmbeddingSpace, Measurement, ProbeResult
-from krossfuse.probes.text_probe import k_folds
+from krossfuse.probes.base import Measurement, ProbeResult
+from krossfuse.probes.space import EmbeddingSpace
+from krossfuse.probes.text_probe import folds_with_holdout
 
 SIZES = {"train": 90, "val": 20, "test": 40}
 
@@ -40,16 +41,16 @@ def measurements(result: ProbeResult, metric: str, label_set: str = "topic") -> 
 
 def test_folds_cover_every_labelled_row_once_and_are_stratified() -> None:
     labels = torch.tensor([-1, *([0, 1, 2, 2] * 25)])
-    folds = k_folds(labels, n_folds=5, holdout=0.1, seed=3)
+    folds = folds_with_holdout(labels, n_folds=5, holdout=0.1, seed=3)
     assert torch.cat([test for *_, test in folds]).sort().values.tolist() == list(range(1, 101))
     for fit, select, test in folds:
         assert not set(fit.tolist()) & set(select.tolist())
         assert not (set(fit.tolist()) | set(select.tolist())) & set(test.tolist())
         assert torch.bincount(labels[test]).tolist() == [5, 5, 10]
         assert torch.bincount(labels[select]).tolist() == [2, 2, 4]
-    again = k_folds(labels, n_folds=5, holdout=0.1, seed=3)
+    again = folds_with_holdout(labels, n_folds=5, holdout=0.1, seed=3)
     assert all(torch.equal(a, b) for one, two in zip(folds, again, strict=True) for a, b in zip(one, two, strict=True))
-    assert not torch.equal(folds[0][2], k_folds(labels, n_folds=5, holdout=0.1, seed=4)[0][2])
+    assert not torch.equal(folds[0][2], folds_with_holdout(labels, n_folds=5, holdout=0.1, seed=4)[0][2])
 
 
 @pytest.mark.parametrize("label_set", ["topic", "tone"])
@@ -60,7 +61,7 @@ def test_every_fold_is_that_of_scikit_learn(label_set: str) -> None:
     y = torch.cat([space.info.label_sets[label_set].labels[s] for s in SIZES])
     hits = np.full(len(y), np.nan)
     by_fold = []
-    for fit, select, test in k_folds(y, n_folds=5, holdout=0.1, seed=1):
+    for fit, select, test in folds_with_holdout(y, n_folds=5, holdout=0.1, seed=1):
         train = torch.cat([fit, select]).numpy()
         model = LogisticRegression(C=3.0, tol=1e-8, max_iter=5000).fit(x[train], y.numpy()[train])
         hits[test.numpy()] = model.predict(x[test.numpy()]) == y.numpy()[test.numpy()]
@@ -113,7 +114,7 @@ def test_bad_input_is_named() -> None:
     no_val = {p: x for p, x in space.parts.items() if p.split != "val"}
     with pytest.raises(DataError, match="val:text"):
         TextProbe(protocol="splits").evaluate(replace(space, parts=no_val), seed=0)
-    with pytest.raises(DataError, match="'topics'"):
+    with pytest.raises(ConfigError, match="'topics'"):
         TextProbe(label_sets=["topics"]).evaluate(space, seed=0)
     broken = space[Part("val", "text")].clone()
     broken[3, 1] = float("nan")

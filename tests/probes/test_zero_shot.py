@@ -14,7 +14,8 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
 from krossfuse.core.parts import Part
 from krossfuse.probes import ZeroShot, ZeroShotHead
-from krossfuse.probes.base import EmbeddingSpace, Measurement, ProbeResult
+from krossfuse.probes.base import Measurement, ProbeResult
+from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.probes.zero_shot import decide
 
 IMAGES = Part("test", "image")
@@ -146,7 +147,7 @@ def test_extra_splits_are_tested_by_the_same_head() -> None:
     result = ZeroShot(extra_splits=["test_sketch"], prompt_sets=["photo"]).evaluate(EmbeddingSpace(info, parts), seed=0)
     shifted = [f for f in result.measurements if f.metric == "accuracy" and f.protocol["split"] == "test_sketch"]
     assert [f.value for f in shifted] == [1.0]
-    with pytest.raises(DataError, match="test_paint"):
+    with pytest.raises(ConfigError, match="test_paint"):
         ZeroShot(extra_splits=["test_paint"]).evaluate(space, seed=0)
 
 
@@ -160,9 +161,9 @@ def test_needs_items_and_prompts_in_one_space() -> None:
 
 def test_bad_input_is_named() -> None:
     space = make_space()
-    with pytest.raises(DataError, match=r"'photos'.*\['photo', 'plain'\]"):
+    with pytest.raises(ConfigError, match=r"'photos'.*\['photo', 'plain'\]"):
         ZeroShot(prompt_sets=["photos"]).evaluate(space, seed=0)
-    with pytest.raises(DataError, match="'other'"):
+    with pytest.raises(ConfigError, match="'other'"):
         ZeroShot(label_sets=["other"]).evaluate(space, seed=0)
     broken = space[IMAGES].clone()
     broken[150, 3] = float("nan")

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from krossfuse.core.errors import ConfigError
 from krossfuse.report.page import main, report
-from krossfuse.results.records import ResultsError, RunWriter
+from krossfuse.results.errors import ResultsError
 from krossfuse.results.snapshot import make_snapshot, save_snapshot
+from krossfuse.results.writer import RunWriter
 
 
 @pytest.fixture
@@ -74,14 +75,14 @@ def test_a_sweeps_report_is_complete_and_needs_nothing_else(complete: Path) -> N
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "http://" not in page
     assert "https://" not in page
-    for text in ("RP-KrossFuse, exact", "75.7 ±4.2", "better, p =", "torch ", "dim: 1500", "n_test: 240", "Few-shot"):
+    for text in ("RP-KrossFuse, exact", "75.7 ±5.1", "better, p =", "torch ", "dim: 1500", "n_test: 240", "Few-shot"):
         assert text in page, text
     assert len(pd.read_csv(complete / "report" / "results.csv")) == 7 * 4 + 2 * 4 + 2
 
 
 def test_reporting_twice_gives_the_same_tables_and_pages(quickstart: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        report(quickstart, tmp_path / name, formats=("csv", "md", "html"), figures=())
+        report(quickstart, tmp_path / name, formats=("csv", "md", "html"), pictures=())
     for name in ("results.csv", "results.md", "report.html"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -96,15 +97,15 @@ def test_unfinished_and_failed_runs_are_named(sweep: Any) -> None:
     sweep.run("concatenation", {"group": 0.6}, error=RuntimeError("out of memory"))
     RunWriter(sweep.folder / "2")
     console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    report(sweep.folder, formats=("terminal", "html"), figures=(), console=console)
-    expected = "not finished, so figures may be missing: 1 failed (RuntimeError: out of memory); 2 unfinished"
+    report(sweep.folder, formats=("terminal", "html"), pictures=(), console=console)
+    expected = "not finished, so measurements may be missing: 1 failed (RuntimeError: out of memory); 2 unfinished"
     assert expected in console.export_text()
     assert expected in (sweep.folder / "report" / "report.html").read_text()
 
 
 def test_names_from_outside_are_escaped(sweep: Any) -> None:
     sweep.run("cross_modal", {"<script>alert(1)</script>": 0.5})
-    report(sweep.folder, formats=("html",), figures=())
+    report(sweep.folder, formats=("html",), pictures=())
     page = (sweep.folder / "report" / "report.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

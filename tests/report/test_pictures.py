@@ -12,25 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from krossfuse.report.boards import Board, boards
 from krossfuse.report.pictures import (
-    STYLE,
-    Shot,
-    _distances,
-    _spread,
     accuracy_against_dimension,
     clustering_bars,
-    families,
     few_shot_curves,
     kernel_heat_maps,
     linear_against_zero_shot,
-    save_figures,
+    save_pictures,
     similarity_distributions,
     tsne,
     umap,
 )
-from krossfuse.report.tables import Board, boards
+from krossfuse.report.pictures.labels import spread
+from krossfuse.report.pictures.projections import _distances
+from krossfuse.report.pictures.snapshots import Shot
+from krossfuse.report.pictures.style import STYLE, families
 from krossfuse.results.aggregate import aggregate
-from krossfuse.results.records import read_runs
+from krossfuse.results.runs import read_runs
 from krossfuse.results.snapshot import KernelSnapshot
 
 
@@ -66,7 +65,7 @@ def shot(board: Board) -> Shot:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=9))
 def test_spread_labels_are_apart_in_order_and_inside(values: list[float]) -> None:
-    placed = _spread(values, 1.0, 0.0, 10.0)
+    placed = spread(values, 1.0, 0.0, 10.0)
     ranked = sorted(placed)
     assert all(b - a >= 1.0 - 1e-9 for a, b in itertools.pairwise(ranked))
     assert ranked[0] >= -1e-9
@@ -75,7 +74,7 @@ def test_spread_labels_are_apart_in_order_and_inside(values: list[float]) -> Non
 
 
 def test_labels_that_are_apart_stay_where_they_are() -> None:
-    assert _spread([1.0, 5.0, 9.0], 1.0, 0.0, 10.0) == [1.0, 5.0, 9.0]
+    assert spread([1.0, 5.0, 9.0], 1.0, 0.0, 10.0) == [1.0, 5.0, 9.0]
 
 
 def test_a_method_is_one_family_with_one_colour_over_its_dimensions(quickstart: Path) -> None:
@@ -105,7 +104,7 @@ def test_trade_off_draws_the_recorded_means_and_labels_do_not_overlap(quickstart
             assert frame.x0 <= extent.x0
             assert extent.x1 <= frame.x1
     drawn = {tuple(np.round(point, 2)) for c in left.collections for point in np.ma.getdata(c.get_offsets()).tolist()}
-    group = {c.probe: c.key for c in board.columns if c.told["label_set"] == "group"}
+    group = {c.probe: c.key for c in board.columns if c.measure["label_set"] == "group"}
     means = {
         tuple(round(100 * row.cells[group[probe]]["mean"], 2) for probe in ("zero_shot", "linear_probe"))
         for row in board.rows
@@ -139,7 +138,7 @@ def test_figures_that_were_not_measured_are_not_drawn(sweep: Any) -> None:
         assert draw(board) is None
     assert kernel_heat_maps(board, []) is None
     assert similarity_distributions(board, []) is None
-    assert [path.name for path in save_figures([board], read_runs(sweep.folder), sweep.folder / "f")] == [
+    assert [path.name for path in save_pictures([board], read_runs(sweep.folder), sweep.folder / "f")] == [
         "linear_against_zero_shot.png"
     ]
 

@@ -7,20 +7,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from krossfuse.report.reference import folder, paper_beside_measured, paper_figures
-from krossfuse.report.tables import (
-    Board,
-    Column,
-    Row,
-    boards,
-    few_shot_table,
-    format_value,
-    long_table,
-    markdown_table,
-    print_boards,
-)
+from krossfuse.core.metrics import find_metric
+from krossfuse.report.boards import Board, Column, Row, boards
+from krossfuse.report.few_shot import few_shot_table
+from krossfuse.report.files import long_table, markdown_table
+from krossfuse.report.reference import folder, paper_beside_measured, paper_values
+from krossfuse.report.terminal import print_boards
+from krossfuse.report.values import format_value
 from krossfuse.results.aggregate import aggregate
-from krossfuse.results.records import Record, RunWriter, read_runs
+from krossfuse.results.records import Record
+from krossfuse.results.runs import read_runs
+from krossfuse.results.writer import RunWriter
 
 
 def board_of(path: Path) -> Board:
@@ -34,7 +31,7 @@ def find(board: Board, label: str, dim: int) -> Row:
 
 
 def column(board: Board, **wanted: Any) -> Column:
-    (found,) = (c for c in board.columns if all(c.told[name] == value for name, value in wanted.items()))
+    (found,) = (c for c in board.columns if all(c.measure[name] == value for name, value in wanted.items()))
     return found
 
 
@@ -46,28 +43,28 @@ def printed(found: list[Board], width: int = 120) -> str:
 
 def test_rows_are_methods_and_a_label_leaves_out_what_all_share(quickstart: Path) -> None:
     board = board_of(quickstart)
-    assert [(row.label, row.dim, row.constant) for row in board.rows] == [
-        ("Cross-modal alone", 256, ""),
-        ("Image expert alone", 1280, ""),
-        ("Concatenation", 1536, ""),
-        ("RP-KrossFuse, published", 768, "1"),
-        ("RP-KrossFuse, published", 1500, "1"),
-        ("RP-KrossFuse, exact", 768, "1"),
-        ("RP-KrossFuse, exact", 1500, "1"),
+    assert [(row.label, row.dim, row.numbers) for row in board.rows] == [
+        ("Cross-modal alone", 256, {}),
+        ("Image expert alone", 1280, {}),
+        ("Concatenation", 1536, {}),
+        ("RP-KrossFuse, published", 768, {}),
+        ("RP-KrossFuse, published", 1500, {}),
+        ("RP-KrossFuse, exact", 768, {}),
+        ("RP-KrossFuse, exact", 1500, {}),
     ]
-    assert board.title == "openmoji · openmoji_image · uniform sketch · cosine kernel"
+    assert board.title == "openmoji · openmoji_image · uniform sketch · cosine kernel · C = 1"
 
 
 def test_verdicts_are_against_the_cross_modal_encoder_alone(quickstart: Path) -> None:
     board = board_of(quickstart)
     linear = column(board, probe="linear_probe", label_set="group")
-    assert linear.key not in find(board, "Cross-modal alone", 256).against_parent
+    assert linear.key not in find(board, "Cross-modal alone", 256).against
     exact = find(board, "RP-KrossFuse, exact", 1500)
-    comparison = exact.against_parent[linear.key]
+    comparison = exact.against[linear.key]
     parent = find(board, "Cross-modal alone", 256).cells[linear.key]["mean"]
     assert comparison.verdict == "better"
     assert comparison.difference == pytest.approx(exact.cells[linear.key]["mean"] - parent)
-    assert (comparison.n_seeds, comparison.n_items) == (3, 240)
+    assert (comparison.n_seeds, comparison.n_items) == ((3, 1), 240)
 
 
 def test_a_small_difference_is_not_shown_as_one(sweep: Any) -> None:
@@ -76,7 +73,7 @@ def test_a_small_difference_is_not_shown_as_one(sweep: Any) -> None:
     sweep.run("image_expert", {"group": 0.30}, deterministic=True)
     board = board_of(sweep.folder)
     linear = column(board, probe="linear_probe")
-    verdicts = {row.label: row.against_parent[linear.key].verdict for row in board.rows[1:]}
+    verdicts = {row.label: row.against[linear.key].verdict for row in board.rows[1:]}
     assert verdicts == {"Concatenation": "no difference shown", "Image expert alone": "worse"}
     text = printed([board])
     assert "≈" in text
@@ -89,7 +86,7 @@ def test_lower_ranks_are_better(sweep: Any, tmp_path: Path) -> None:
             record = Record("d", "p", fusion, 4, "retrieval", "median_rank", "image->text", 0, float(np.median(ranks)))
             writer.append(record, per_item=ranks)
     board = board_of(tmp_path / "ranks")
-    comparison = board.rows[1].against_parent[board.columns[0].key]
+    comparison = board.rows[1].against[board.columns[0].key]
     assert comparison.verdict == "better"
     assert "-6.00 ▲" in printed([board])
     assert long_table([board])["difference"].dropna().tolist() == [-6.0]
@@ -99,21 +96,21 @@ def test_every_line_fits_the_width_and_no_cell_is_cut(quickstart: Path) -> None:
     for width in (80, 100, 120):
         text = printed([board_of(quickstart)], width)
         assert max(map(len, text.splitlines())) <= width
-        assert "75.7 ±4.2 +16.1 ▲" in text
+        assert "75.7 ±5.1 +16.1 ▲" in text
         assert "…" not in text
 
 
 def test_the_notes_say_which_interval_it_is(quickstart: Path) -> None:
     text = " ".join(printed([board_of(quickstart)]).split())
-    assert "over 3 seeds (Student's t); * over 240 test items (bootstrap" in text
-    assert "59.6 ±6.0*" in text
+    assert "* over 240 test items; over 3 seeds and 240 test items" in text
+    assert "59.6 ±6.2*" in text
 
 
 def test_markdown_and_csv_hold_the_same_figures(quickstart: Path) -> None:
     board = board_of(quickstart)
     text = markdown_table(board)
-    assert "| RP-KrossFuse, exact | 1500 | 1 | **75.7 ±4.2** +16.1 ▲ |" in text
-    assert r"59.6 ±6.0\*" in text
+    assert "| RP-KrossFuse, exact | 1500 | **75.7 ±5.1** +16.1 ▲ |" in text
+    assert r"59.6 ±6.2\*" in text
     csv = long_table([board])
     assert len(csv) == 7 * 4
     best = csv[(csv["label"] == "RP-KrossFuse, exact") & (csv["dim"] == 1500) & (csv["label_set"] == "group")]
@@ -126,7 +123,8 @@ def test_methods_that_differ_in_an_option_of_their_own_get_labels_apart(tmp_path
         with RunWriter(tmp_path / str(number)) as writer:
             own = {"config_digest": str(heads), "fusion_config": {"method": "attn", "heads": heads, "seed": 0}}
             writer.append(Record("d", "p", "attn", 8, "knn", "accuracy", "image", 0, 0.5, **own))
-    assert [row.label for row in board_of(tmp_path).rows] == ["ATTN, heads=4", "ATTN, heads=8"]
+    assert [row.label for row in board_of(tmp_path).rows] == ["ATTN", "ATTN"]
+    assert [row.numbers for row in board_of(tmp_path).rows] == [{"heads": "4"}, {"heads": "8"}]
 
 
 def test_runs_that_differ_in_their_probes_alone_share_a_row(tmp_path: Path) -> None:
@@ -179,7 +177,7 @@ def test_the_papers_figures_stand_beside_measured_ones_of_the_same_dataset(sweep
 
 
 def test_every_figure_of_the_papers_tables_is_read() -> None:
-    figures = paper_figures()
+    figures = paper_values()
     assert folder() is not None
     assert figures.groupby("table").size().to_dict() == {
         "1": 35,
@@ -206,10 +204,11 @@ def test_every_figure_of_the_papers_tables_is_read() -> None:
     ],
 )
 def test_units_of_metrics(metric: str, value: float, half: float, text: str) -> None:
-    assert format_value(metric, value, half) == text
+    known = find_metric(metric) or Record("d", "p", "f", 1, "p", metric, "image", 0, value).declaration()
+    assert format_value(known, value, half) == text
 
 
-def test_folds_of_unequal_size_are_reported_without_a_comparison(tmp_path: Path) -> None:
+def test_folds_of_unequal_size_are_compared_fold_by_fold(tmp_path: Path) -> None:
     for number, (fusion, dim) in enumerate((("cross_modal", 8), ("concatenation", 20))):
         with RunWriter(tmp_path / str(number)) as writer:
             for fold, size in enumerate((6, 5)):
@@ -223,7 +222,8 @@ def test_folds_of_unequal_size_are_reported_without_a_comparison(tmp_path: Path)
                 )  # fmt: skip
     board = board_of(tmp_path)
     assert [row.label for row in board.rows] == ["Cross-modal alone", "Concatenation"]
-    assert not any(row.against_parent for row in board.rows)
+    (comparison,) = board.rows[1].against.values()
+    assert (comparison.test, comparison.n_items) == ("subsets", 1)
 
 
 def test_what_was_selected_does_not_make_a_column(tmp_path: Path) -> None:
@@ -241,4 +241,4 @@ def test_what_was_selected_does_not_make_a_column(tmp_path: Path) -> None:
                 )  # fmt: skip
     board = board_of(tmp_path)
     assert len(board.columns) == 2
-    assert len(find(board, "Concatenation", 8).against_parent) == 2
+    assert len(find(board, "Concatenation", 8).against) == 2

@@ -7,43 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
-from krossfuse.results.aggregate import aggregate, bootstrap_interval, t_half_width
-from krossfuse.results.records import read_runs
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.sampled_from([0.8, 0.95, 0.99]))
-def test_half_width_is_that_of_scipys_t_interval(values: list[float], level: float) -> None:
-    half = t_half_width(values, level)
-    scale = stats.sem(values)
-    if scale == 0:
-        assert half == 0
-    else:
-        low, high = stats.t.interval(level, len(values) - 1, loc=np.mean(values), scale=scale)
-        assert half == pytest.approx((high - low) / 2)
-
-
-def test_one_value_has_no_t_interval() -> None:
-    assert np.isnan(t_half_width([0.5]))
-
-
-def test_bootstrap_of_hits_is_the_binomials_interval() -> None:
-    items = np.r_[np.ones(120), np.zeros(280)]
-    low, high = bootstrap_interval(items, resamples=20_000)
-    expected = stats.binom.ppf([0.025, 0.975], 400, 0.3) / 400
-    np.testing.assert_allclose([low, high], expected, atol=0.003)
-
-
-def test_bootstrap_of_scores_agrees_with_scipy_and_repeats_to_the_bit() -> None:
-    items = np.random.default_rng(0).gamma(2, size=60)
-    ours = bootstrap_interval(items, resamples=10_000, seed=3)
-    assert ours == bootstrap_interval(items, resamples=10_000, seed=3)
-    theirs = stats.bootstrap((items,), np.mean, method="percentile", n_resamples=10_000, rng=0).confidence_interval
-    np.testing.assert_allclose(ours, theirs, rtol=0.02)
+from krossfuse.results.aggregate import aggregate, scores_of
+from krossfuse.results.inference import interval_of_mean
+from krossfuse.results.records import Record
+from krossfuse.results.runs import read_runs
+from krossfuse.results.writer import RunWriter
 
 
 def cell(table: Any, **wanted: Any) -> Any:
@@ -53,21 +23,63 @@ def cell(table: Any, **wanted: Any) -> Any:
     return table.iloc[0]
 
 
-def test_seeds_are_averaged_with_scipys_interval(quickstart: Path) -> None:
+def test_seeds_and_items_make_one_interval(quickstart: Path) -> None:
     runs = read_runs(quickstart)
     table, notes = aggregate(runs)
     assert notes == []
-    row = cell(table, fusion="rp_krossfuse", alignment="exact", dim=768, probe="zero_shot", label_set="group")
+    wanted = ("exact", 768, "zero_shot", "group")
+    row = cell(table, fusion="rp_krossfuse", dim=768, probe="zero_shot", label_set="group", method=digest(runs, wanted))
     values = [
         record.value
         for run in runs
         for record in run.records
-        if (record.alignment, record.dim, record.probe, record.label_set) == ("exact", 768, "zero_shot", "group")
+        if (record.fusion_config.get("alignment"), record.dim, record.probe, record.label_set) == wanted
     ]
-    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
-    assert (row["interval"], row["n"], row["seeds"], row["C"]) == ("seeds", 3, [0, 1, 2], 1.0)
+    assert (row["interval"], row["n"], row["seeds"], row["n_items"]) == ("seeds+items", 3, [0, 1, 2], 240)
     assert row["mean"] == pytest.approx(np.mean(values))
-    np.testing.assert_allclose([row["low"], row["high"]], [low, high])
+    assert row["scores"].values.shape == (3, 1, 240)
+    assert (row["low"], row["high"]) == pytest.approx(interval_of_mean(scores_of(row["members"]))[:2])
+
+
+def digest(runs: Any, wanted: tuple[Any, ...]) -> str:
+    (found,) = {
+        record.method_digest
+        for run in runs
+        for record in run.records
+        if (record.fusion_config.get("alignment"), record.dim, record.probe, record.label_set) == wanted
+    }
+    return str(found)
+
+
+def test_without_items_seeds_have_scipys_interval(sweep: Any) -> None:
+    values = []
+    for seed in range(4):
+        folder = sweep.run("rp_krossfuse", {"group": 0.6 + seed / 50}, seed=seed, items=False)
+        values.append(read_runs(folder)[0].records[0].value)
+    row = cell(aggregate(read_runs(sweep.folder))[0], probe="linear_probe")
+    expected = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert row["interval"] == "seeds"
+    assert (row["low"], row["high"]) == pytest.approx(expected)
+
+
+def test_one_seed_of_a_random_method_has_an_unknown_spread(sweep: Any) -> None:
+    sweep.run("rp_krossfuse", {"group": 0.6})
+    row = cell(aggregate(read_runs(sweep.folder))[0], probe="linear_probe")
+    assert (row["interval"], row["spread_unknown"]) == ("items", True)
+
+
+def test_items_of_which_the_value_is_no_mean_are_left_out(tmp_path: Path) -> None:
+    with RunWriter(tmp_path) as writer:
+        writer.append(Record("d", "p", "cca", 4, "retrieval", "median_rank", "image->text", 0, 3.0), [1, 2, 3, 4, 90])
+    row = cell(aggregate(read_runs(tmp_path))[0], probe="retrieval")
+    assert (row["interval"], row["n_items"]) == ("none", 0)
+
+
+def test_intervals_keep_to_the_metrics_bounds(sweep: Any) -> None:
+    for seed, accuracy in enumerate((1.0, 0.7)):
+        sweep.run("rp_krossfuse", {"group": accuracy}, seed=seed, items=False)
+    row = cell(aggregate(read_runs(sweep.folder))[0], probe="linear_probe")
+    assert (row["low"], row["high"]) == (0.0, 1.0)
 
 
 def test_a_deterministic_method_gets_an_interval_over_items(quickstart: Path) -> None:
@@ -90,7 +102,7 @@ def test_a_deterministic_method_under_a_random_probe_has_an_interval_over_seeds(
     for seed in (0, 1, 2):
         sweep.run("cross_modal", {"group": 0.6 + seed / 100}, seed=seed, deterministic=True)
     row = cell(aggregate(read_runs(sweep.folder))[0], probe="linear_probe")
-    assert (row["interval"], row["n"]) == ("seeds", 3)
+    assert (row["interval"], row["n"]) == ("seeds+items", 3)
 
 
 def test_without_items_one_run_has_no_interval(sweep: Any) -> None:
@@ -122,9 +134,10 @@ def test_few_shot_intervals_are_over_subsets_of_means_over_seeds(sweep: Any) -> 
         )
         for subset in (1, 2, 3)
     ]
-    assert (row["interval"], row["n"], row["seeds"]) == ("subsets", 3, [0, 1])
+    assert (row["interval"], row["n"], row["seeds"]) == ("seeds+subsets+items", 2, [0, 1])
     assert row["mean"] == pytest.approx(np.mean(means))
-    assert row["half_width"] == pytest.approx(t_half_width(means))
+    assert row["scores"].subsets == ("1", "2", "3")
+    assert row["scores"].values.shape == (2, 3, 240)
 
 
 def test_figures_that_only_an_unknown_key_tells_apart_stay_apart(sweep: Any) -> None:
@@ -139,22 +152,22 @@ def test_the_newer_of_two_equal_runs_stands_and_it_is_said(sweep: Any) -> None:
     os.utime(old / "results.jsonl", (1, 1))
     table, notes = aggregate(read_runs(sweep.folder))
     assert cell(table, probe="linear_probe")["mean"] == pytest.approx(0.7, abs=0.05)
-    assert notes == ["2 figures of 0 were measured again by a newer run, whose figures stand"]
+    assert notes == ["2 measurements of 0 were made again by a newer run, whose values stand"]
 
 
-def test_a_constant_selected_run_by_run_is_one_method_with_a_range(sweep: Any) -> None:
-    for seed, constant in ((0, 0.1), (1, 1.0)):
-        folder = sweep.run("rp_krossfuse", {"group": 0.5}, seed=seed, C=constant)
+def test_options_of_a_probe_are_columns_of_one_method(sweep: Any) -> None:
+    for number, classifier in enumerate(("logistic", "ridge")):
+        folder = sweep.run("cca", {"group": 0.5 + number / 10}, protocols=[{"shots": 1, "classifier": classifier}])
         path = folder / "results.jsonl"
-        lines = [json.loads(line) | {"config_digest": "same"} for line in path.read_text().splitlines()]
+        lines = [json.loads(line) | {"config_digest": classifier} for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    row = cell(aggregate(read_runs(sweep.folder))[0], probe="linear_probe")
-    assert (row["n"], row["C_low"], row["C_high"]) == (2, 0.1, 1.0)
+    table, notes = aggregate(read_runs(sweep.folder))
+    assert notes == []
+    assert sorted(table["other"]) == ["classifier=logistic", "classifier=ridge"]
+    assert table["method"].nunique() == 1
 
 
 def test_no_records_give_an_empty_table(tmp_path: Path) -> None:
-    from krossfuse.results.records import RunWriter
-
     with RunWriter(tmp_path):
         pass
     table, notes = aggregate(read_runs(tmp_path))

@@ -11,17 +11,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from krossfuse.results.records import (
-    Record,
-    ResultsError,
-    RunWriter,
-    config_digest,
-    read_run,
-    read_runs,
-    versions,
-)
+from krossfuse.results.digest import config_digest
+from krossfuse.results.errors import ResultsError
+from krossfuse.results.records import Record
+from krossfuse.results.runs import read_run, read_runs
+from krossfuse.results.versions import versions
+from krossfuse.results.writer import RunWriter
 
-RECORD = Record("openmoji", "pair", "rp_krossfuse", 64, "zero_shot", "accuracy", "image", 3, 0.625, C=0.1)
+RECORD = Record("openmoji", "pair", "rp_krossfuse", 64, "zero_shot", "accuracy", "image", 3, 0.625)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -30,10 +27,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         writer.write_config({"seed": 3, "fusion": {"dim": 64}})
         first = writer.append(full, per_item=torch.tensor([True, False, True]))
         second = writer.append(RECORD, per_item=[0.25, 0.5])
-        writer.arrays("kernels", {"k": np.eye(2, dtype=np.float16)})
     run = read_run(tmp_path / "run")
     assert run.records == (first, second)
-    assert dataclasses.replace(first, figure_id="") == full
+    assert dataclasses.replace(first, figure_id="", declared={}) == full
     assert first.figure_id != second.figure_id
     assert run.state == "finished"
     assert run.config == {"seed": 3, "fusion": {"dim": 64}}
@@ -60,7 +56,8 @@ def test_a_failed_run_keeps_what_it_measured_and_its_error(tmp_path: Path) -> No
 def test_a_killed_run_leaves_whole_lines(tmp_path: Path) -> None:
     script = (
         "import os, sys\n"
-        "from krossfuse.results.records import Record, RunWriter\n"
+        "from krossfuse.results.records import Record\n"
+        "from krossfuse.results.writer import RunWriter\n"
         "w = RunWriter(sys.argv[1])\n"
         "for i in range(5):\n"
         "    w.append(Record('d', 'p', 'f', 1, 'probe', 'accuracy', 'image', i, 0.5))\n"
@@ -189,6 +186,7 @@ def test_digest_ignores_seed_paths_and_logger_and_nothing_else() -> None:
     assert digest(data={"seed": 6}) != same
     assert digest(fusion={"dim": 65}) != same
     assert digest(probe={"linear_probe": {"grid": [1]}}) != same
+    assert digest(unknown_section={"key": 1}) != same
 
 
 def test_digest_does_not_depend_on_the_order_of_keys() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from krossfuse.core.errors import DataError
-from krossfuse.results.records import ResultsError
+from krossfuse.results.errors import ResultsError
 from krossfuse.results.snapshot import (
     KernelSnapshot,
     balanced_rows,

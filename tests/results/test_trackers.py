@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from krossfuse.core.errors import ConfigError
-from krossfuse.results.records import Record, read_run
+from krossfuse.results.records import Record
+from krossfuse.results.runs import read_run
 from krossfuse.results.trackers import CsvTracker, NoTracker, Tracker, WandbTracker, metric_key
 
 RECORD = Record("openmoji", "pair", "rp_krossfuse", 64, "few_shot", "accuracy", "image", 3, 0.625, label_set="group")
@@ -69,7 +70,7 @@ def test_wandb_holds_config_summary_table_and_picture(tmp_path: Path) -> None:
     with tracker.run(tmp_path, {"seed": 3, "fusion": {"dim": 64}}, name="job 0", group="sweep", tags=["b"]) as run:
         run.log_records([RECORD])
         run.log_table("board", pd.DataFrame({"method": ["x", "y"], "value": [0.1, 0.2]}))
-        run.log_figures([picture(tmp_path)])
+        run.log_pictures([picture(tmp_path)])
     records = wandb_records(tmp_path)
     (started,) = [r.run for r in records if r.HasField("run")][:1]
     assert (started.project, started.run_group, started.display_name) == ("proj", "sweep", "job 0")
@@ -131,7 +132,7 @@ def test_csv_writes_every_figure_and_the_exit_code(tmp_path: Path) -> None:
     with CsvTracker().run(tmp_path, {"fusion": {"dim": 64}}, name="job", group="sweep") as run:
         run.log_records([RECORD])
         run.log_table("board", pd.DataFrame({"a": [1]}))
-        run.log_figures([picture(tmp_path)])
+        run.log_pictures([picture(tmp_path)])
     rows = dict(csv.reader((tmp_path / "tracker" / "metrics.csv").open()))
     assert rows["few_shot/accuracy/image/group"] == "0.625"
     assert rows["config/fusion.dim"] == "64"

@@ -1,0 +1,136 @@
+"""Frozen encoders as a LightningModule: batches of prepared items in, features out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from krossfuse.core.blocks import blocks
+from krossfuse.core.parts import Modality
+from krossfuse.encoders.base import EncoderModule
+
+Batch = tuple[Sequence[int], Mapping[str, Any]]
+"""Row numbers, and by role the prepared inputs."""
+
+
+class Prepare:
+    """Decoded item → inputs of all encoders (in loader workers), texts → tokens of all encoders.
+
+    Args:
+        modules: by role, the loaded encoders.
+        modality: what they are given.
+        block: number of texts that are padded together.
+    """
+
+    def __init__(self, modules: Mapping[str, EncoderModule], modality: Modality, block: int) -> None:
+        self.modules, self.modality, self.block = dict(modules), modality, block
+
+    def item(self, item: Any) -> Any:
+        """Prepare one item."""
+        if self.modality == "text":
+            return item
+        return {role: module.prepare_image(item) for role, module in self.modules.items()}
+
+    def batch(self, items: list[Any]) -> dict[str, Any]:
+        """Return by role (batch, channels, height, width) images, or the tokens of each block of texts."""
+        if self.modality == "text":
+            texts = [items[block] for block in blocks(len(items), self.block)]
+            return {role: [dict(module.prepare_text(of)) for of in texts] for role, module in self.modules.items()}
+        return {role: torch.stack([item[role] for item in items]) for role in self.modules}
+
+
+class ExtractionModule(pl.LightningModule):
+    """Frozen encoders; ``predict_step`` runs on each batch those that lack its part.
+
+    Rows go through an encoder ``shard`` at a time. On a CPU with several cores the shards of a batch go to one thread a
+    core: small networks use two cores far better as two streams than as one stream whose every operation is split.
+    Images are handed over channels-last, which convolutions on a CPU and half-precision ones on a GPU are fastest in.
+
+    Args:
+        modules: by modality and role, the loaded encoders.
+        modalities: modality of each dataloader.
+        roles: roles to run for each dataloader.
+        shard: rows of one forward pass.
+        loaders: makes the dataloaders of a process, from its rank and the number of processes.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[Modality, Mapping[str, EncoderModule]],
+        modalities: Sequence[Modality],
+        roles: Sequence[Sequence[str]],
+        *,
+        shard: int,
+        loaders: Callable[[int, int], list[Any]],
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # of a part with few batches
+        self._modules_of = {modality: dict(of) for modality, of in modules.items()}
+        self._modalities, self._roles = list(modalities), [list(names) for names in roles]
+        self._shard, self._loaders = shard, loaders
+        # Registered without names, since a role may be called anything.
+        self.encoders = nn.ModuleList({id(m): m for of in modules.values() for m in of.values()}.values())
+        self._pool: ThreadPoolExecutor | None = None
+        self._threads = 1
+
+    def predict_dataloader(self) -> list[Any]:
+        """Return this process's share of the batches."""
+        return self._loaders(self.trainer.global_rank, self.trainer.world_size)
+
+    def on_predict_start(self) -> None:
+        """Start the CPU streams."""
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu" and threads > 1:
+            self._threads = threads
+            torch.set_num_threads(1)
+            self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def on_predict_end(self) -> None:
+        """Stop the CPU streams; harmless when there are none."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+            torch.set_num_threads(self._threads)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Encode one batch.
+
+        Returns:
+            By role, (batch, dim) float.
+        """
+        modality, inputs = self._modalities[dataloader_idx], batch[1]
+        encode = {role: _encode(self._modules_of[modality][role], modality) for role in self._roles[dataloader_idx]}
+        shards = {role: _shards(inputs[role], self._shard) for role in encode}
+        if self._pool is None:
+            return {role: torch.cat([run(shard) for shard in shards[role]]) for role, run in encode.items()}
+        mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        jobs = {role: [self._pool.submit(_in_thread, encode[role], s, mixed) for s in shards[role]] for role in encode}
+        return {role: torch.cat([job.result() for job in jobs[role]]) for role in encode}
+
+
+def _encode(module: EncoderModule, modality: Modality) -> Callable[[Any], Tensor]:
+    if modality == "text":
+        return module.encode_text
+    return lambda images: module.encode_image(images.contiguous(memory_format=torch.channels_last))
+
+
+def _in_thread(run: Callable[[Any], Tensor], inputs: Any, mixed: torch.dtype | None) -> Tensor:
+    # Both are settings of each thread, and the trainer's are those of its own.
+    with torch.inference_mode(), torch.autocast("cpu", dtype=mixed, enabled=mixed is not None):
+        return run(inputs)
+
+
+def _shards(inputs: Any, size: int) -> list[Any]:
+    """Split images (batch, ...), or each block of tokens, into what goes through an encoder at once."""
+    if isinstance(inputs, Tensor):
+        return list(torch.split(inputs, size))
+    shards = []
+    for block in inputs:
+        split = {name: torch.split(tensor, size) for name, tensor in block.items()}
+        shards += [dict(zip(split, tensors, strict=True)) for tensors in zip(*split.values(), strict=True)]
+    return shards

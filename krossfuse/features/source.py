@@ -1,0 +1,161 @@
+"""Where the features of a run come from: extraction by encoders, a file, or a class of one's own.
+
+What ``data`` names in the configuration decides: a dataset (``BaseDataModule``) is encoded by ``pair`` into the store;
+anything with :meth:`FeatureSource.bundle` brings its own features, and takes no pair.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from krossfuse.core.bundle import FeatureBundle
+from krossfuse.core.errors import ConfigError
+from krossfuse.core.labels import DatasetInfo
+from krossfuse.core.trainers import TrainerFactory
+from krossfuse.data.module import BaseDataModule
+from krossfuse.encoders.pair import Pair
+from krossfuse.features.extract import extract
+from krossfuse.features.stores.base import FeatureStore
+
+
+class FeatureSource(Protocol):
+    """What gives a run its features.
+
+    Constructing one validates, and reads nothing.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset, for messages."""
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Everything about the dataset but its items; may read."""
+
+    def check(self) -> None:
+        """Check what can be known at once, before any work: that files are where they should be.
+
+        Raises:
+            KrossFuseError: they are not.
+        """
+
+    def bundle(self) -> FeatureBundle:
+        """Return the features.
+
+        Raises:
+            KrossFuseError: what is wrong with the data, the encoders or the store.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """Features by encoding the items of a dataset, kept in a store (:func:`krossfuse.features.extract.extract`).
+
+    Attributes:
+        data: the dataset.
+        pair: the encoders, by role.
+        store: where features are kept; None = nowhere: the items can only be streamed.
+        trainers: makes the Trainer that encodes.
+        batch_size: items a batch; None = the dataset's own.
+        dtype: of the stored features, ``float32`` or ``float16``.
+        progress: whether to show a progress bar.
+    """
+
+    data: BaseDataModule
+    pair: Pair
+    store: FeatureStore | None
+    trainers: TrainerFactory
+    batch_size: int | None = None
+    dtype: str = "float32"
+    progress: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset, for messages."""
+        return name_of(self.data)
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Everything about the dataset but its items."""
+        return self.data.info
+
+    def check(self) -> None:
+        """Check that the dataset is there, and that the device is.
+
+        Raises:
+            DataError: the dataset is not.
+            ConfigError: the device is not, or Lightning refuses the options.
+        """
+        self.data.check()
+        _ = self.trainers.device
+
+    def bundle(self) -> FeatureBundle:
+        """Return the features: stored ones, and what the store lacks computed.
+
+        Raises:
+            ConfigError: there is no store to keep them in.
+        """
+        if self.store is None:
+            raise ConfigError(f"store=none keeps no features of {self.name!r}; choose store=local")
+        return extract(
+            self.data,
+            self.pair,
+            self.store,
+            trainers=self.trainers,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            progress=self.progress,
+        )
+
+
+def feature_source(
+    data: Any, pair: Pair | None, store: FeatureStore | None, trainers: TrainerFactory, **options: Any
+) -> FeatureSource:
+    """Return what gives a run its features.
+
+    Args:
+        data: what the configuration names as ``data``: a dataset, or a feature source.
+        pair: the encoders; None for a source.
+        store: where features are kept; None = nowhere.
+        trainers: makes the Trainer that encodes.
+        **options: of :class:`Extraction`.
+
+    Raises:
+        ConfigError: ``data`` is neither, a source with a pair, or a dataset without.
+    """
+    if _has(data, "bundle"):
+        if lacks := [name for name in ("name", "info", "check") if not _has(data, name)]:
+            raise ConfigError(
+                f"data: {type(data).__name__} has bundle(), so it brings its own features, but it lacks {lacks}; a "
+                "feature source has name, info, check() and bundle() (krossfuse.features.source.FeatureSource)"
+            )
+        if pair is not None:
+            raise ConfigError(
+                f"data={data.name!r} brings its own features, so it takes no pair={pair.name!r}; say pair=none"
+            )
+        source: FeatureSource = data
+        return source
+    if not isinstance(data, BaseDataModule):
+        raise ConfigError(
+            f"data: {type(data).__name__} is neither a dataset (a subclass of krossfuse.data.module.BaseDataModule) "
+            "nor a feature source (a class with name, info, check() and bundle())"
+        )
+    if pair is None:
+        raise ConfigError(f"pair=none has no encoders for data={name_of(data)!r}; choose a pair, or data=embeddings")
+    return Extraction(data=data, pair=pair, store=store, trainers=trainers, **options)
+
+
+def name_of(data: BaseDataModule) -> str:
+    """Return the name of a dataset for messages; nothing is read."""
+    return str(getattr(data, "name", None) or getattr(data, "dataset_name", None) or type(data).__name__)
+
+
+def _has(component: Any, name: str) -> bool:
+    """Whether it has an attribute, without asking for its value: a source's ``info`` may read a file."""
+    try:
+        inspect.getattr_static(component, name)
+    except AttributeError:
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""KrossFuse without error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from krossfuse.core.errors import ConfigError, DimensionError, check_positive
+from krossfuse.core.parts import Modality
+from krossfuse.fusion.alignments import ExactAlignment
+from krossfuse.fusion.base import InputSpec
+from krossfuse.fusion.factories import KernelFactory
+from krossfuse.fusion.kernels import CosineKernel
+from krossfuse.fusion.methods.rp_krossfuse import RPKrossFuse
+from krossfuse.fusion.sketches import KroneckerSketch
+
+
+class ExactKrossFuse(RPKrossFuse):
+    """KrossFuse itself: the kernel of section 3 without error.
+
+    Its feature map is the direct sum [√C·ψ ; ψ ⊗ γ], text [√C·ψ ; 0]: the kernel of the symmetrised form ψ ⊗ γ̃, in
+    d_ψ(1 + d_γ) dimensions rather than 2·d_ψ·d_γ. Where that does not fit, :func:`gram` gives the kernel in blocks.
+
+    Args:
+        inputs: dimensions of the pair: a cross-modal encoder and one expert at least.
+        C: constant of the image experts, and of the text experts where C_text is null; also "cv" or "auto".
+        C_text: constant of the text experts, for a pair that has experts on both sides; null: C.
+        expert_weight: a, weight of the experts' own kernel, see :class:`RPKrossFuse`.
+        kernel: of every parent.
+        expert_kernel: of the experts, where they need another; null: ``kernel``.
+        explicit: build the map. False: no embedding, only :meth:`kernel`.
+        max_dim: largest map that is built.
+        seed: of random features, where the kernel has them.
+
+    Raises:
+        ConfigError: a bad value.
+        DimensionError: the map has more than ``max_dim`` dimensions.
+    """
+
+    name = "exact_krossfuse"
+    title = "KrossFuse, no sketch"
+
+    def __init__(
+        self,
+        *,
+        inputs: InputSpec,
+        C: float | str = 1.0,
+        C_text: float | None = None,
+        expert_weight: float = 0.0,
+        kernel: KernelFactory = CosineKernel,
+        expert_kernel: KernelFactory | None = None,
+        explicit: bool = True,
+        max_dim: int = 65_536,
+        seed: int = 0,
+    ) -> None:
+        check_positive("max_dim", max_dim, integer=True)
+        super().__init__(
+            inputs=inputs,
+            dim=None,
+            C=C,
+            C_text=C_text,
+            expert_weight=expert_weight,
+            alignment=ExactAlignment,
+            kernel=kernel,
+            expert_kernel=expert_kernel,
+            sketch=KroneckerSketch,
+            seed=seed,
+        )
+        self.explicit, self.max_dim = explicit, max_dim
+        if explicit and self.out_dim > max_dim:
+            raise DimensionError(
+                f"the exact map has {self.out_dim} dimensions, more than max_dim={max_dim}; raise max_dim, or use "
+                f"fusion=rp_krossfuse (in Python, explicit=False gives the exact kernel without a map)"
+            )
+
+    def _encode(self, modality: Modality, maps: Mapping[str, Tensor]) -> Tensor:
+        if not self.explicit:
+            raise ConfigError("explicit=False builds no map: use kernel() or gram(), or set explicit=True")
+        return super()._encode(modality, maps)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the flat description for the results."""
+        return {**super().describe(), "explicit": self.explicit}

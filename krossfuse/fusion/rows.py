@@ -1,0 +1,81 @@
+"""Rows of features that cannot be fused: the error that knows which they are, and where they stand in a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from krossfuse.core.blocks import blocks
+from krossfuse.core.errors import DataError
+
+_SCAN_ROWS = 4096
+
+
+class RowError(DataError):
+    """Some rows of the features cannot be fused.
+
+    Args:
+        reason: what is wrong with them.
+        bad: (n, dim) features in, (n,) bool out: which rows are.
+        x: the rows at hand.
+
+    Attributes:
+        role: of the features, once it is known.
+    """
+
+    def __init__(self, reason: str, bad: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.reason, self.bad, self.dtype = reason, bad, x.dtype
+        self.role: str | None = None
+        rows = bad(x).nonzero().flatten()
+        super().__init__(f"{reason} in {len(rows)} of {len(x)} rows, the first at row {int(rows[0])} of the batch")
+
+
+def not_finite(x: Tensor) -> Tensor:
+    """Return which rows hold NaN or infinity."""
+    return ~torch.isfinite(x).all(1)
+
+
+def zero(x: Tensor) -> Tensor:
+    """Return which rows are zero."""
+    return (x == 0).all(1)
+
+
+@contextmanager
+def of_role(role: str) -> Iterator[None]:
+    """Name the role in the errors of the block."""
+    try:
+        yield
+    except DataError as error:
+        error.args = (f"features of {role!r}: {error}",)
+        if isinstance(error, RowError):
+            error.role = role
+        raise
+
+
+def located(error: RowError, where: str, x: Tensor) -> DataError | None:
+    """Return the error that says where all the bad rows stand in a whole part.
+
+    Args:
+        error: of some of its rows.
+        where: the part's name.
+        x: (n, dim) features of the part and of the error's role.
+
+    Returns:
+        None where no row of the part is bad.
+    """
+    bad, exact, first, count = 0, 0, -1, 0
+    for rows in blocks(len(x), _SCAN_ROWS):
+        mask = error.bad(x[rows].to(error.dtype))
+        bad, count = bad + int(mask.sum()), count + len(mask)
+        exact += int(error.bad(x[rows]).sum())
+        if first < 0 and bad:
+            first = rows.start + int(mask.nonzero()[0])
+    if not bad:
+        return None
+    precision = str(error.dtype).removeprefix("torch.")
+    reason = error.reason if exact else f"{error.reason} (in {precision}, whose range they leave)"
+    of = "features" if error.role is None else f"features of {error.role!r}"
+    return DataError(f"{where}: {of}: {reason} in {bad} of {count} rows, the first at row {first}")

@@ -1,0 +1,79 @@
+"""The preconditioner: the Hessian of a class is about its curvature times the covariance of the features, plus λ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from krossfuse.probes.solvers.rows import Rows
+
+SKETCH_RANK = 512
+SKETCH_ROWS = 5120
+_ROUNDING = 16
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Covariance of the rows: ``basis·diag(values)·basisᵀ + tail·(the rest)``; without basis the axes are its own.
+
+    Attributes:
+        values: (batch, r) float32 or float64.
+        basis: (d, r) or None.
+        tail: mean variance in the directions that the basis leaves out.
+    """
+
+    values: Tensor
+    basis: Tensor | None = None
+    tail: float = 0.0
+
+    def precondition(self, v: Tensor, curvature: Tensor, strength: Tensor) -> Tensor:
+        """Solve with the Hessian's blocks of a class each, ``curvature·covariance + λ``.
+
+        Args:
+            v: (batch, n_C, columns, d + 1).
+            curvature: (batch, n_C, columns).
+            strength: (batch, n_C), λ.
+        """
+        curvature = curvature.to(v.dtype)[..., None]
+        lam = strength.to(v.dtype)[:, :, None, None]
+        inverse = 1 / (curvature * self.values[:, None, None].to(v.dtype) + lam)
+        out = torch.empty_like(v)
+        w = v[..., :-1]
+        if self.basis is None:
+            out[..., :-1] = w * inverse
+        else:
+            rest = 1 / (curvature * self.tail + lam)
+            turned = (w @ self.basis) * (inverse - rest)
+            out[..., :-1] = turned @ self.basis.T + w * rest
+        out[..., -1] = v[..., -1] / curvature[..., 0]
+        return out
+
+
+def nystrom(rows: Rows, *, centred: bool) -> Spectrum:
+    """Sketch the covariance of an unbatched set of rows from an even sample of them."""
+    count = min(rows.n, SKETCH_ROWS)
+    sample = rows.sample(count)[0]
+    size = float(sample.double().square().sum())
+    if centred:
+        sample = sample - sample.mean(0)
+    if float(sample.double().square().sum()) <= (_ROUNDING * torch.finfo(rows.dtype).eps) ** 2 * size:
+        # The features are constant: there is no covariance, and λ alone is the Hessian.
+        return Spectrum(sample.new_zeros(1, rows.d))
+    rank = min(rows.d, SKETCH_RANK)
+    probe = torch.randn(rows.d, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probe = torch.linalg.qr(probe.to(rows.device, rows.dtype))[0]
+    image = (sample.T @ (sample @ probe)) / count
+    shift = 1e-6 * image.norm().clamp_min(torch.finfo(rows.dtype).tiny)
+    image = image + shift * probe
+    core = (probe.T @ image).double()
+    root = torch.linalg.cholesky((core + core.T) / 2)
+    factor = torch.linalg.solve_triangular(root, image.double().T, upper=False)
+    # The right singular vectors of the factor, through its small Gram matrix.
+    values, vectors = torch.linalg.eigh(factor @ factor.T)
+    basis = (vectors / values.clamp_min(1e-300).sqrt()).T @ factor
+    values = (values - shift).clamp_min(0)
+    left = sample.double().square().sum() / count - values.sum()
+    tail = float(left.clamp_min(0) / max(rows.d - rank, 1))
+    return Spectrum(values.to(rows.dtype)[None], basis.T.to(rows.dtype).contiguous(), tail)

@@ -1,0 +1,93 @@
+"""Rows read in blocks, and the two products with them that a pass needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from krossfuse.core.blocks import blocks
+from krossfuse.probes.rows import normalised
+
+_BLOCK_VALUES = 1 << 24  # in one block of rows: 64 MB of float32
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return (m, k) @ (n, k)ᵀ of float32 or float64 matrices.
+
+    On CPU in float32 by oneDNN where torch has it: on processors that MKL does not favour it is twice as fast.
+    """
+    if _ONEDNN is not None and a.device.type == "cpu" and a.dtype == torch.float32:
+        product: Tensor = _ONEDNN(a, b, None, "none", [], "")
+        return product
+    return a @ b.T
+
+
+class Rows:
+    """The rows of a batch of problems, tensors (batch, n_i, d) below one another, in blocks where they are computed on.
+
+    On a GPU they are kept there if they take at most half of the free memory.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Tensor],
+        device: torch.device | str | None = None,
+        block_rows: int | None = None,
+        normalise: bool = False,
+    ) -> None:
+        first = parts[0]
+        self.device = torch.device(first.device if device is None else device)
+        self.dtype = first.dtype if first.dtype in (torch.float32, torch.float64) else torch.float32
+        self.batch, _, self.d = first.shape
+        self.n = sum(part.shape[1] for part in parts)
+        self.normalise = normalise
+        self.block_rows = block_rows or max(1, _BLOCK_VALUES // (self.batch * self.d))
+        self.parts = list(parts)
+        if self.device.type == "cuda" and first.device.type != "cuda":
+            size = self.batch * self.n * self.d * torch.finfo(self.dtype).bits // 8
+            if 2 * size <= torch.cuda.mem_get_info(self.device)[0]:
+                self.parts = [part.to(self.device, self.dtype) for part in parts]
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        offset = 0
+        for part in self.parts:
+            for b in blocks(part.shape[1], self.block_rows):
+                yield slice(offset + b.start, offset + b.stop), self._read(part[:, b])
+            offset += part.shape[1]
+
+    def _read(self, block: Tensor) -> Tensor:
+        block = block.to(self.device, self.dtype)
+        return normalised(block) if self.normalise else block
+
+    def sample(self, count: int) -> Tensor:
+        """Return (batch, count, d) rows at even distances."""
+        picked, out, offset = torch.arange(count) * self.n // count, [], 0
+        for part in self.parts:
+            inside = picked[(picked >= offset) & (picked < offset + part.shape[1])] - offset
+            out.append(self._read(part[:, inside.to(part.device)]))
+            offset += part.shape[1]
+        return torch.cat(out, 1)
+
+    def mean(self, weight: Tensor) -> Tensor:
+        """Return the (batch, d) mean of the rows under (batch, n) weights."""
+        total = torch.zeros(self.batch, self.d, dtype=torch.float64, device=self.device)
+        for part, block in self:
+            total += (weight[:, None, part].to(self.dtype) @ block)[:, 0]
+        return (total / weight.sum(1, keepdim=True).clamp_min(1e-300)).to(self.dtype)
+
+    @staticmethod
+    def scores(block: Tensor, weights: Tensor) -> Tensor:
+        """Return (batch, m, columns) of a block (batch, m, d) and weights (batch, columns, d)."""
+        if block.shape[0] == 1:
+            return product(block[0], weights[0])[None]
+        return torch.bmm(block, weights.transpose(1, 2))
+
+    @staticmethod
+    def gather(residual: Tensor, block: Tensor) -> Tensor:
+        """Return (batch, columns, d): the sum over rows of residual (batch, m, columns) times row."""
+        if block.shape[0] == 1:
+            return product(residual[0].T.contiguous(), block[0].T)[None]
+        return torch.bmm(residual.transpose(1, 2), block)

@@ -1,0 +1,326 @@
+"""Boards: methods against measurements, with comparisons of any two rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from krossfuse.core.errors import ConfigError, did_you_mean
+from krossfuse.core.metrics import Metric
+from krossfuse.report.labels import Described, describe_method, label_methods, tell_apart
+from krossfuse.results.aggregate import CONDITIONS, MEASURE, METHOD
+from krossfuse.results.inference import Scores
+from krossfuse.results.significance import Comparison, compare, compare_all
+
+PARENT = "cross_modal"
+"""Name of the method that the others are compared with unless another is asked for: the cross-modal encoder alone."""
+
+PRIMARY = ("accuracy", "map", "recall@1", "recall@10", "nmi", "agreement", "zero_shot_agreement", "spearman")
+"""Metrics that the terminal's table shows, in this order; a probe that has none of them shows its first."""
+
+PRIMARY_OF = {"clustering": ("nmi",), "retrieval": ("recall@1", "recall@10")}
+"""The same for probes that would show too many."""
+
+Key = tuple[Any, ...]
+"""Values of the columns ``MEASURE`` of an aggregate."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measurement: what a column of the table holds. ``title`` names it within its table."""
+
+    key: Key
+    title: str
+    declared: Metric
+
+    @property
+    def probe(self) -> str:
+        """The probe's name."""
+        return str(self.key[0])
+
+    @property
+    def metric(self) -> str:
+        """The metric's name."""
+        return str(self.key[1])
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        """The key by the names of ``MEASURE``."""
+        return dict(zip(MEASURE, self.key, strict=True))
+
+    @property
+    def name(self) -> str:
+        """The title on one line."""
+        return self.title.replace("\n", ", ")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        label: its name for readers, with the options in words that set it apart from the other rows.
+        fusion: its name in the configuration.
+        dim: of its embedding.
+        numbers: the options that are numbers and set it apart, as text (a range where one was selected run by run).
+        cells: by column, the row of the aggregate (see ``aggregate.aggregate``).
+        against: by column, the comparison with the board's baseline.
+    """
+
+    label: str
+    fusion: str
+    dim: int
+    numbers: dict[str, str] = field(default_factory=dict)
+    cells: dict[Key, pd.Series[Any]] = field(default_factory=dict)
+    against: dict[Key, Comparison] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The label with the numbers: what stands where there are no columns for them."""
+        return ", ".join([self.label, *(f"{key}={text}" for key, text in self.numbers.items())])
+
+    def option(self, key: str) -> str:
+        """Return what the method's description says of an option; empty where it says nothing."""
+        values = dict.fromkeys(
+            record.fusion_config.get(key) for cell in self.cells.values() for _, record in cell["members"]
+        )
+        texts = [v for v in values if v not in (None, "")]
+        if len(texts) > 1 and all(isinstance(v, (int, float)) for v in texts):
+            return f"{min(texts):g}–{max(texts):g}"
+        return "/".join(f"{v:g}" if isinstance(v, float) else str(v) for v in texts)
+
+
+@dataclass(frozen=True)
+class Board:
+    """Methods against measurements for one dataset and one pair of encoders.
+
+    ``common`` is what all rows that have a choice there share (sketch, kernel), and so is in no row's label;
+    ``baseline`` is the row that the others are compared with.
+    """
+
+    data: str
+    pair: str
+    columns: list[Column]
+    rows: list[Row]
+    common: tuple[str, ...] = ()
+    baseline: Row | None = None
+
+    @property
+    def title(self) -> str:
+        """Dataset, pair, and what the rows share."""
+        return " · ".join(part for part in (self.data, self.pair, *self.common) if part)
+
+    @property
+    def few_shot(self) -> list[Column]:
+        """The columns that have a number of shots."""
+        return [column for column in self.columns if is_few_shot(column)]
+
+    @property
+    def parent(self) -> Row | None:
+        """The cross-modal encoder alone, if it was measured."""
+        return next((row for row in self.rows if row.fusion == PARENT), None)
+
+    @property
+    def numbers(self) -> list[str]:
+        """The options that are numbers and tell rows apart, in the order of the rows."""
+        return list(dict.fromkeys(key for row in self.rows for key in row.numbers))
+
+    def primary(self) -> list[Column]:
+        """Return the columns that the terminal's table shows.
+
+        The primary metrics of every probe but few-shot (of a probe that has none of them, its first), under the first
+        prompt set of each label set.
+        """
+        probes = list(dict.fromkeys(column.probe for column in self.columns))
+        chosen: list[Column] = []
+        for probe in probes:
+            mine = [c for c in self.columns if c.probe == probe and not is_few_shot(c)]
+            main = [c for c in mine if c.metric in PRIMARY_OF.get(probe, PRIMARY)] or mine[:1]
+            firsts: dict[Key, str] = {}
+            for column in main:
+                measure = column.measure
+                key = (column.metric, measure["label_set"], measure["modality"])
+                if measure["prompt_set"] == firsts.setdefault(key, measure["prompt_set"]):
+                    chosen.append(column)
+        rank = {metric: i for i, metric in enumerate(PRIMARY)}
+        return sorted(chosen, key=lambda c: (probes.index(c.probe), rank.get(c.metric, 0)))
+
+    def row(self, name: str | int) -> Row:
+        """Return a row by its number, counted from 1, or by its name.
+
+        A name is a label, with or without the options that are numbers (``"RP-KrossFuse, exact, C=1"``) and the
+        dimension (``"RP-KrossFuse, exact (768)"``), whatever its case; or the fusion's name in the configuration.
+
+        Raises:
+            ConfigError: there is none, or there are several; the message lists the rows with their numbers.
+        """
+        if str(name).strip().isdigit():
+            number = int(str(name))
+            if 1 <= number <= len(self.rows):
+                return self.rows[number - 1]
+            raise ConfigError(f"{self.data} has no row {number}; {self._listed(self.rows)}")
+        wanted = str(name).strip().casefold()
+        for names in (_exact_names, lambda row: [row.label, row.name], lambda row: [row.fusion]):
+            rows = [row for row in self.rows if wanted in {text.casefold() for text in names(row)}]
+            if len(rows) == 1:
+                return rows[0]
+            if rows:
+                raise ConfigError(f"{name!r} is several rows of {self.data}; say which by number: {self._listed(rows)}")
+        near = did_you_mean(str(name), [row.label for row in self.rows])
+        raise ConfigError(f"{self.data} has no row {name!r}{near}; {self._listed(self.rows)}")
+
+    def _listed(self, rows: Sequence[Row]) -> str:
+        return "; ".join(f"{self.rows.index(row) + 1}: {row.name} ({row.dim})" for row in rows)
+
+
+def _exact_names(row: Row) -> list[str]:
+    return [f"{row.label} ({row.dim})", f"{row.name} ({row.dim})"]
+
+
+def is_few_shot(column: Column) -> bool:
+    """Whether a column has a number of shots, and so belongs to the few-shot table."""
+    return bool(column.measure["shots"] != "")
+
+
+def boards(table: pd.DataFrame, baseline: str | int | None = None) -> list[Board]:
+    """Arrange an aggregate (see ``aggregate.aggregate``) as one board for each dataset and pair.
+
+    Args:
+        table: the aggregate.
+        baseline: name or number of the row that the others are compared with; None: the cross-modal encoder alone.
+
+    Raises:
+        ConfigError: no board has such a row, or one has several.
+    """
+    if table.empty:
+        return []
+    made = [_board(str(data), str(pair), part) for (data, pair), part in table.groupby(["data", "pair"], sort=False)]
+    if baseline is None:
+        return [compare_with(board, board.parent) for board in made]
+    missing: ConfigError | None = None
+    compared = []
+    for board in made:
+        try:
+            compared.append(compare_with(board, board.row(baseline)))
+        except ConfigError as error:
+            if "several rows" in str(error):
+                raise
+            missing = error
+            compared.append(board)
+    if missing and not any(board.baseline for board in compared):
+        raise ConfigError(f"baseline={baseline!r}: {missing}")
+    return compared
+
+
+def _board(data: str, pair: str, table: pd.DataFrame) -> Board:
+    methods: dict[Key, Described] = {}
+    cells: dict[Key, list[pd.Series[Any]]] = {}
+    for _, cell in table.iterrows():
+        key = tuple(cell[list(METHOD)])
+        cells.setdefault(key, []).append(cell)
+    for key, own in cells.items():
+        members = [member for cell in own for member in cell["members"]]
+        methods[key] = describe_method(str(own[0]["fusion"]), int(own[0]["dim"]), members)
+    common = label_methods(list(methods.values()))
+    for keys in _namesakes(methods):
+        measures = [tuple(cell[list(MEASURE)]) for key in keys for cell in cells[key]]
+        # Runs that differ in their probes alone are one method.
+        if len(set(measures)) < len(measures):
+            tell_apart([methods[key] for key in keys])
+    rows: dict[Key, Row] = {}
+    for key, method in methods.items():
+        row = rows.setdefault(method.identity, Row(method.label, method.fusion, method.dim, method.numbers))
+        row.cells.update({tuple(cell[list(MEASURE)]): cell for cell in cells[key]})
+    return Board(data, pair, _columns(table), list(rows.values()), tuple(common))
+
+
+def _namesakes(methods: dict[Key, Described]) -> Iterator[list[Key]]:
+    by_name: dict[Key, list[Key]] = {}
+    for key, method in methods.items():
+        by_name.setdefault(method.identity, []).append(key)
+    return (keys for keys in by_name.values() if len(keys) > 1)
+
+
+def _columns(table: pd.DataFrame) -> list[Column]:
+    declared: dict[Key, Metric] = {}
+    for _, cell in table.iterrows():
+        declared.setdefault(tuple(cell[list(MEASURE)]), cell["members"][0][1].declaration())
+    words = [{name: str(value) for name, value in zip(MEASURE, key, strict=True) if value != ""} for key in declared]
+    columns = []
+    for (key, metric), own in zip(declared.items(), words, strict=True):
+        peers = [w for w in words if w["probe"] == own["probe"]]
+        varying = {
+            name
+            for name in ("modality", "label_set", *CONDITIONS, "other")
+            if len({w.get(name, "") for w in peers}) > 1
+        }
+        title = [own["probe"].replace("_", " ")]
+        if own["metric"] != "accuracy":
+            title.append(own["metric"].replace("_", " "))
+        detail = []
+        for name in ("label_set", "modality", *CONDITIONS, "other"):
+            if name in own and (name in varying or name == "label_set"):
+                prefix = f"{name}=" if name in ("k", "temperature", "shots") else ""
+                detail.append(prefix + own[name])
+        columns.append(Column(key, " ".join(title) + ("\n" + ", ".join(detail) if detail else ""), metric))
+    order = {probe: i for i, probe in enumerate(dict.fromkeys(w["probe"] for w in words))}
+    return sorted(columns, key=lambda c: order[c.probe])
+
+
+# --- Comparisons ------------------------------------------------------------------------------------------------
+
+
+def compare_rows(a: Row, b: Row, column: Column) -> Comparison | None:
+    """Compare two rows of a board on one column; None where they were not measured on the same items and subsets.
+
+    The verdict is about ``a``: where less of the metric is better, a smaller value is a better one.
+    """
+    if column.key not in a.cells or column.key not in b.cells:
+        return None
+    x, y = a.cells[column.key]["scores"], b.cells[column.key]["scores"]
+    return _turned(compare(_signed(x, column), _signed(y, column)), column) if _comparable(x, y) else None
+
+
+def compare_with(board: Board, baseline: Row | None) -> Board:
+    """Return the board with every other row compared with ``baseline``, with Holm's correction in each column."""
+    rows = [replace(row, against={}) for row in board.rows]
+    if baseline is None:
+        return replace(board, rows=rows, baseline=None)
+    base = rows[next(i for i, row in enumerate(board.rows) if row is baseline)]
+    for column in board.columns:
+        # What compares with the cross-modal encoder by definition says it already.
+        if column.key not in base.cells or (column.declared.relative and base.fusion == PARENT):
+            continue
+        own = base.cells[column.key]["scores"]
+        scores = {
+            str(number): _signed(row.cells[column.key]["scores"], column)
+            for number, row in enumerate(rows)
+            if row is not base and column.key in row.cells and _comparable(row.cells[column.key]["scores"], own)
+        }
+        if not scores:
+            continue
+        compared = compare_all(scores | {"": _signed(own, column)}, "")
+        for number_text, comparison in compared.items():
+            if comparison.test != "none":
+                rows[int(number_text)].against[column.key] = _turned(comparison, column)
+    return replace(board, rows=rows, baseline=base)
+
+
+def _comparable(a: Scores, b: Scores) -> bool:
+    return a.values.shape[2] == b.values.shape[2] and not set(a.subsets).isdisjoint(b.subsets)
+
+
+def _signed(scores: Scores, column: Column) -> Scores:
+    return replace(scores, values=-scores.values) if column.declared.better == "lower" else scores
+
+
+def _turned(comparison: Comparison, column: Column) -> Comparison:
+    """Return the comparison with its difference as it is, and the verdict that the metric allows."""
+    if not column.declared.better and comparison.verdict in ("better", "worse"):
+        return replace(comparison, verdict="different")
+    if column.declared.better != "lower":
+        return comparison
+    return replace(comparison, difference=-comparison.difference, low=-comparison.high, high=-comparison.low)

@@ -1,0 +1,129 @@
+"""Tables for the terminal, as wide as it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from krossfuse.report.boards import Board, Column, Row
+from krossfuse.report.cells import cell_text, is_best, notes_for, row_names
+from krossfuse.report.few_shot import few_shot_table
+from krossfuse.results.significance import Verdict
+
+VERDICT_STYLE: dict[Verdict, str] = {"better": "green", "worse": "red", "different": "", "no difference shown": "dim"}
+
+
+def make_console() -> Console:
+    """Return a console on standard output, 120 characters wide where that is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def print_boards(boards: Sequence[Board], console: Console | None = None) -> None:
+    """Print every board and the few-shot table; wide boards as several tables."""
+    console = console or make_console()
+    width = min(console.width, 140)
+    for board in boards:
+        for item in terminal_tables(board, width=width):
+            console.print(item)
+    for item in few_shot_terminal(boards):
+        console.print(item)
+
+
+def terminal_tables(board: Board, columns: Sequence[Column] | None = None, width: int = 120) -> list[RenderableType]:
+    """Return the board as tables no wider than ``width`` characters, and the notes under them."""
+    columns = board.primary() if columns is None else list(columns)
+    tables: list[RenderableType] = []
+    for number, chunk in enumerate(_chunks(board, columns, width)):
+        table = RichTable(
+            title=Text(board.title if number == 0 else f"{board.title} (continued)"),
+            box=box.SIMPLE_HEAD,
+            title_style="bold",
+            title_justify="left",
+            header_style="",
+            collapse_padding=True,
+            pad_edge=False,
+        )
+        table.add_column("method", no_wrap=True)
+        table.add_column("dim", justify="right", no_wrap=True)
+        for key in board.numbers:
+            table.add_column(Text(key), justify="right")
+        for column in chunk:
+            table.add_column(Text(column.title), justify="right")
+        for row in board.rows:
+            if any(column.key in row.cells for column in chunk):
+                # Names from outside are texts: Rich would read markup in them.
+                table.add_row(*map(Text, row_names(board, row)), *(_cell(board, row, column) for column in chunk))
+        tables.append(table)
+    if columns:
+        tables += [Text(note, style="dim") for note in notes_for(board, columns)]
+    return tables
+
+
+def few_shot_terminal(boards: Sequence[Board]) -> list[RenderableType]:
+    """Return the few-shot table for the terminal; empty where nothing was measured so."""
+    table = few_shot_table([board for board in boards if board.few_shot])
+    if table.empty:
+        return []
+    printed = RichTable(title="Few-shot accuracy", box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
+    for name in table.columns:
+        printed.add_column(Text(str(name)), justify="left" if name in ("method", "training") else "right")
+    previous = None
+    for values in table.astype(str).itertuples(index=False):
+        if previous is not None and values[0] != previous:
+            printed.add_section()
+        printed.add_row(*map(Text, ["" if values[0] == previous else values[0], *values[1:]]))
+        previous = values[0]
+    notes = [note for board in boards if board.few_shot for note in notes_for(board, board.few_shot)]
+    shown = [note for note in notes if note.startswith(("±", "†", "More seeds"))]
+    return [printed, *(Text(note, style="dim") for note in dict.fromkeys(shown))]
+
+
+def print_frame(table: pd.DataFrame, title: str, console: Console) -> None:
+    """Print a data frame of texts."""
+    printed = RichTable(title=Text(title), box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
+    for name in table.columns:
+        printed.add_column(Text(str(name)))
+    for values in table.astype(str).itertuples(index=False):
+        printed.add_row(*map(Text, values))
+    console.print(printed)
+
+
+def _cell(board: Board, row: Row, column: Column) -> Text:
+    value, difference = cell_text(row, column)
+    text = Text(value)
+    if is_best(board, row, column):
+        text.stylize("bold")
+    if difference:
+        text.append(f" {difference}", VERDICT_STYLE[row.against[column.key].verdict])
+    return text
+
+
+def _words(title: str) -> int:
+    """Return the length of the longest word, at which a heading is wrapped."""
+    return max(len(word) for line in title.split("\n") for word in line.split(" "))
+
+
+def _chunks(board: Board, columns: Sequence[Column], width: int) -> Iterator[list[Column]]:
+    """Split columns over as many tables as the width asks for."""
+    heads = ["method", "dim", *board.numbers]
+    leads = zip(*(row_names(board, row) for row in board.rows), strict=True)
+    lead = sum(2 + max(_words(head), *map(len, texts)) for head, texts in zip(heads, leads, strict=True))
+    chunk: list[Column] = []
+    used = lead
+    for column in columns:
+        cells = [len(" ".join(cell_text(row, column)).strip()) for row in board.rows]
+        # A long heading is wrapped between its words; a cell never is.
+        need = 2 + max(*cells, _words(column.title))
+        if chunk and used + need > width:
+            yield chunk
+            chunk, used = [], lead
+        chunk.append(column)
+        used += need
+    if chunk:
+        yield chunk

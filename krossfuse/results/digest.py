@@ -1,0 +1,117 @@
+"""Digests of a configuration: which runs measured the same thing, and differ in the seed alone.
+
+A digest covers what can change a measurement, and nothing else. Left out are, key by key:
+
+* ``seed``, and every nested ``seed`` outside ``data``: runs that differ in it are what an interval over seeds is made
+  of, and the seed of a method or a probe follows the run's. A dataset's decides what is measured, so it stays in.
+* ``name``, ``experiment``, ``hydra``: names of the run and of the study.
+* ``paths``, ``store``: where runs and stored features lie.
+* ``logger``, ``figures``, ``save_fusion``: what is shown or kept of a run once it has been measured.
+* ``extraction``: how many items are encoded at a time, and whether a bar shows it; features do not depend on it.
+* ``fuse.block_rows``, ``fuse.memory_limit``: how many rows are fused at a time, and whether they lie in a file.
+* ``trainer``: where Lightning works (accelerator, devices, strategy), what it prints and what it keeps. The same draws
+  are used on every device, and rounding differs between devices no more than between versions of torch, which are in
+  no digest either. ``precision`` rounds on purpose and stays in, and so does every option of a Trainer that
+  :data:`OUTSIDE` does not name, for it may change a training.
+* ``data.batch_size``, ``data.num_workers``, ``data.download``, ``data.digest``: how the loader works, whether files may
+  be fetched, and how a changed file is noticed.
+* ``probe.*.block_rows``, ``probe.*.device``, ``probe.*.accelerator``: how many rows are probed at a time, and where.
+  (``sgd_probe.batch_size`` changes a training, and stays in.)
+* the other probes: a probe measures the same whichever others run beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+OUTSIDE_DIGEST = frozenset(
+    {"seed", "paths", "store", "logger", "hydra", "name", "experiment", "extraction", "figures", "save_fusion"}
+)
+"""Top keys of the configuration that change no measurement."""
+
+OUTSIDE: dict[str, frozenset[str]] = {
+    "fuse": frozenset({"block_rows", "memory_limit"}),
+    "data": frozenset({"batch_size", "num_workers", "download", "digest"}),
+    "probe": frozenset({"block_rows", "device", "accelerator"}),
+    "trainer": frozenset(
+        {
+            *("accelerator", "devices", "num_nodes", "strategy", "use_distributed_sampler", "inference_mode"),
+            *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "log_every_n_steps", "logger"),
+            *("default_root_dir", "profiler", "barebones", "enable_autolog_hparams", "detect_anomaly"),
+        }
+    ),
+}
+"""By section, the keys in it (of each probe, for ``probe``) that change no measurement; the module says why."""
+
+
+def config_digest(config: Mapping[str, Any] | DictConfig, probe: str | None = None) -> str:
+    """Return a short digest of a configuration: runs that measured the same but for the seed share it.
+
+    Interpolated paths are replaced by their names, so that the digest is the same on every machine.
+
+    Args:
+        config: of a job, resolved or not.
+        probe: the probe whose measurements it stands for; None: all of them.
+
+    >>> a = {"seed": 0, "fusion": {"dim": 500, "seed": 0}, "data": {"name": "openmoji"}}
+    >>> b = {"seed": 1, "fusion": {"dim": 500, "seed": 1}, "data": {"name": "openmoji"}, "save_fusion": True}
+    >>> config_digest(a) == config_digest(b)
+    True
+    >>> config_digest(a) == config_digest({**a, "fusion": {"dim": 1000, "seed": 0}})
+    False
+    """
+    plain = _plain(config)
+    if probe is not None:
+        plain["probe"] = {probe: (plain.get("probe") or {}).get(probe)}
+    return _digest(plain)
+
+
+def method_digest(config: Mapping[str, Any] | DictConfig) -> str:
+    """Return the digest of a configuration without its probes: measurements of one method on one dataset share it."""
+    return _digest(_plain(config) | {"probe": None})
+
+
+def _plain(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
+    from omegaconf import DictConfig, OmegaConf
+
+    if not isinstance(config, DictConfig):
+        return dict(config)
+    unresolved = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    if isinstance(paths := unresolved.get("paths"), dict):
+        unresolved["paths"] = {name: f"<{name}>" for name in paths}
+    unresolved.pop("hydra", None)
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True))
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    kept: dict[str, Any] = {}
+    for name, node in config.items():
+        if name in OUTSIDE_DIGEST:
+            continue
+        outside = OUTSIDE.get(name, frozenset())
+        if name == "probe" and isinstance(node, Mapping):
+            kept[name] = {probe: _without(options, outside) for probe, options in node.items()}
+        else:
+            kept[name] = _without(node, outside)
+        if name != "data":
+            kept[name] = _without_seeds(kept[name])
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _without(node: Any, keys: frozenset[str]) -> Any:
+    return {name: child for name, child in node.items() if name not in keys} if isinstance(node, Mapping) else node
+
+
+def _without_seeds(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {name: _without_seeds(child) for name, child in node.items() if name != "seed"}
+    if isinstance(node, (list, tuple)):
+        return [_without_seeds(child) for child in node]
+    return node

@@ -1,0 +1,150 @@
+"""A tracker that logs to Weights & Biases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from krossfuse.core.errors import ConfigError, check_choice
+from krossfuse.results.records import LINE_FIELDS, Record
+from krossfuse.results.trackers.base import Tracker, metric_key
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
+
+class WandbTracker(Tracker):
+    """Logs to Weights & Biases, one W&B run a job.
+
+    Args:
+        mode: ``offline`` (the run lies in the run folder and can be synced later), ``online`` or ``disabled``.
+        project: the project's name.
+        entity: the account or team, or None for the default one.
+        group: or None for the one that the job gives.
+        name: or None for the one that the job gives.
+        tags: of every run, beside those that the job gives.
+
+    Raises:
+        ConfigError: no such mode, or an empty project.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str = "offline",
+        project: str = "krossfuse",
+        entity: str | None = None,
+        group: str | None = None,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+    ) -> None:
+        self.mode = check_choice("logger.mode", mode, ["offline", "online", "disabled"])
+        if not isinstance(project, str) or not project:
+            raise ConfigError(f"logger.project={project!r} must be a project's name")
+        if isinstance(tags, str):
+            raise ConfigError(f"logger.tags={tags!r} must be a list, e.g. [{tags}]")
+        self.project, self.entity, self.group, self.name, self.tags = project, entity, group, name, list(tags)
+        self._run: Any = None
+        self._records: list[Record] = []
+
+    def start(self, folder: Path, *, name: str, group: str = "", job_type: str = "", tags: Sequence[str] = ()) -> None:
+        """Open a W&B run whose files lie in ``folder/wandb``.
+
+        Raises:
+            ConfigError: W&B refuses, e.g. online without an account.
+        """
+        import wandb
+
+        self._records = []
+        os.environ.setdefault("WANDB_SILENT", "true")
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            x_disable_stats=True,
+            # The working directory is the user's: its code and repository are none of this run's business.
+            disable_git=True,
+            disable_code=True,
+            # A quarter of a second a job; the versions that matter are in every record.
+            x_save_requirements=False,
+        )
+        try:
+            self._run = wandb.init(
+                mode=self.mode,  # type: ignore[arg-type]
+                dir=str(folder),
+                project=self.project,
+                entity=self.entity,
+                group=self.group or group or None,
+                name=self.name or name,
+                job_type=job_type or None,
+                tags=list(dict.fromkeys([*self.tags, *tags])),
+                settings=settings,
+                reinit="create_new",
+            )
+        except wandb.errors.Error as error:
+            raise ConfigError(
+                f"Weights & Biases did not start with logger.mode={self.mode}: {error}"
+                " (logger.mode=offline needs no account; logger=csv and logger=none need no W&B)"
+            ) from error
+
+    def _open(self) -> Any:
+        if self._run is None:
+            raise ConfigError("the W&B tracker has no open run; use `with tracker.run(folder, config, name=...)`")
+        return self._run
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Log the configuration as the run's config."""
+        self._open().config.update(dict(config))
+
+    def log_records(self, records: Iterable[Record]) -> None:
+        """Log measurements as summary values; the table ``records`` holds all of the run when it is finished."""
+        records = list(records)
+        self._open().summary.update({metric_key(record): record.value for record in records})
+        self._records += records
+
+    def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """Log a data frame as a ``wandb.Table``."""
+        import wandb
+
+        # W&B types a column by its first value, so a column of mixed types is logged as text.
+        plain = table.apply(lambda column: column if column.dtype.kind in "ifb" else column.astype(str))
+        self._open().log({name: wandb.Table(dataframe=plain)})
+
+    def log_pictures(self, paths: Iterable[str | Path]) -> None:
+        """Log pictures as images (PNG; other formats are left to the run folder)."""
+        import wandb
+
+        images = {Path(path).stem: wandb.Image(str(path)) for path in paths if Path(path).suffix == ".png"}
+        if images:
+            self._open().log(images)
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Log the run's measurements as one table, and close the W&B run with the exit code."""
+        if self._run is None:
+            return
+        try:
+            # W&B keeps the last table of a name only, so it is logged once, when all of it is there.
+            if self._records:
+                self.log_table("records", _table(self._records))
+        finally:
+            run, self._run = self._run, None
+            run.finish(exit_code=exit_code)
+
+    def lightning_logger(self) -> Logger | Literal[False]:
+        """Return Lightning's WandbLogger over the open run."""
+        from pytorch_lightning.loggers import WandbLogger
+
+        return WandbLogger(experiment=self._open())
+
+
+def _table(records: Sequence[Record]) -> pd.DataFrame:
+    columns = ("data", "pair", "fusion", "dim", "seed", "probe", "metric", "modality", "label_set")
+    return pd.DataFrame(
+        {name: getattr(record, name) for name in columns}
+        | {name: record.fusion_config.get(name, "") for name in LINE_FIELDS}
+        | {"measurement": metric_key(record), "value": record.value}
+        for record in records
+    )
