@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from omegaconf import OmegaConf
 
-from krossfuse.app.build import make
+from krossfuse.app.build import make, plain_words
 from krossfuse.app.kind import Kind, Plain, Session
 from krossfuse.app.record import make_records
 from krossfuse.app.snapshot import FeaturesOf, take_snapshot
@@ -34,6 +34,8 @@ from krossfuse.encoders.base import EncoderModule
 from krossfuse.encoders.pair import Pair
 from krossfuse.features.source import Extraction, FeatureSource, feature_source
 from krossfuse.fusion.base import FusionMethod, InputSpec
+from krossfuse.fusion.batches import sizes_of
+from krossfuse.fusion.fit import check_fit
 from krossfuse.fusion.io import check_saveable, save_fusion
 from krossfuse.fusion.module import FusionModule
 from krossfuse.fusion.stream import inputs_of, kernel_of, roles_of
@@ -91,7 +93,10 @@ class FuseAndProbe(Kind):
             raise ConfigError("probe=[] measures nothing; choose at least one, e.g. probe=[linear_probe]")
         source = make_source(cfg, TrainerFactory(cfg["trainer"]))
         pair = source.pair if isinstance(source, Extraction) else None
-        probes = {name: make(node, f"probe.{name}") for name, node in cfg["probe"].items()}
+        probes = {
+            name: make(node, f"probe.{name}", Probe)  # type: ignore[type-abstract]
+            for name, node in cfg["probe"].items()
+        }
         method = None
         if pair is not None:
             nominal = InputSpec(
@@ -109,8 +114,13 @@ class FuseAndProbe(Kind):
         source = source_of(built.cfg)
         source.check()
         check_names(built, source.info)
-        if built.cfg["save_fusion"] and built.method is not None:
-            check_saveable(built.method)
+        method = built.method
+        if not isinstance(source, Extraction):  # its dimensions and numbers of rows are known
+            bundle = features(built.cfg)
+            method = make_method(built.cfg, inputs_of(bundle))
+            check_fit(method, sizes_of(bundle))
+        if built.cfg["save_fusion"] and method is not None:
+            check_saveable(method)
 
     def label(self, built: Job) -> str:
         """Return the method, what it is on, and whatever else tells it from the others of a sweep."""
@@ -148,8 +158,12 @@ def make_method(cfg: Plain, inputs: InputSpec) -> FusionMethod:
     except KrossFuseError as error:
         raise type(error)(f"fusion: {error}") from None
     except TypeError as error:
-        raise ConfigError(f"fusion: {error}") from None
-    assert isinstance(method, FusionMethod)
+        raise ConfigError(f"fusion: {plain_words(error, target=cfg['fusion'].get('_target_'))}") from None
+    if not isinstance(method, FusionMethod):
+        raise ConfigError(
+            f"fusion: {cfg['fusion'].get('_target_')} gives a {type(method).__name__}, and this takes a "
+            "krossfuse.FusionMethod"
+        )
     return method
 
 

@@ -45,7 +45,7 @@ class Case:
         room: that has to deal with it, a folder of the package.
         words: that the user needs: the thing, both sides, the way out. In what is written to stderr; where ``status``
             is 0 (a warning, or what must just work), or ``call`` is tried, in all of the output or the message.
-        run: arguments of the command, tried in a fresh folder.
+        run: arguments of the command, tried in a fresh folder (whose path stands for ``{here}``).
         call: in place of ``run``, what a user writes in Python; it must raise ``error``.
         error: that ``call`` raises.
         files: makes files in the fresh folder first; it also gets the things that are slow to make.

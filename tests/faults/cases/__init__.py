@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from faults.case import Case
-from faults.cases import composing
+from faults.cases import composing, datasets, embeddings, encoders, fusion, probes, python, results, stores
 
-CASES: list[Case] = [*composing.CASES]
+CASES: list[Case] = [
+    case
+    for room in (composing, datasets, embeddings, encoders, stores, fusion, probes, results, python)
+    for case in room.CASES
+]

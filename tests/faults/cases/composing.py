@@ -203,7 +203,7 @@ VALUES = [
     Case(id="group-taken-out-data", room=APP, run=["~data"], words=["no key 'data'", "data="]),
     Case(id="group-taken-out-job", room=APP, run=["~job"], words=["no key 'job'", "job="]),
     option("key-taken-out", "~seed", "seed"),
-    option("job-is-no-kind", "job._target_=builtins.dict", "job", "no kind of job", "dict"),
+    option("job-is-no-kind", "job._target_=builtins.dict", "job", "builtins.dict", "Kind"),
     option("target-not-there", "fusion._target_=nowhere.Nothing", "fusion", "nowhere.Nothing"),
     option("target-not-in-its-module", "fusion._target_=krossfuse.Nothing", "fusion", "krossfuse.Nothing"),
     option("fusion-is-no-method", "fusion._target_=builtins.dict", "fusion", "dict", ("FusionMethod", "fusion method")),

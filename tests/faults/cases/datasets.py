@@ -100,7 +100,7 @@ ROOTS = [
               change=lambda root: [path.rename(path.with_suffix(".heic")) for path in root.glob("*/*.png")]),
     of_images("one-class", "class", "'red'", ("one class", "two"), folders=("red",), run=("probe=[linear_probe]",)),
     of_images("empty-class-folder", change=lambda root: (root / "yellow").mkdir(), status=0,
-              after=warned("yellow", ("empty", "no images"))),
+              after=warned("yellow", ("empty", "without an image"))),
     of_images("one-image-a-class", "dataset", ("test", "val"), "empty", each=1),
     of_images("class-in-test-alone", "'yellow'", "no training",
               change=lambda root: (split(root), (root / "test/yellow").mkdir(),
