@@ -7,7 +7,7 @@ OUT    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint format pretrain bench-extraction bench-fusion bench-probes bench-cepam wheel lock clean
+.PHONY: help setup run test test-all test-faults test-lowest lint format pretrain bench-extraction bench-fusion bench-probes bench-cepam wheel lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -27,10 +27,13 @@ run: $(READY) ## The main job: the quick-start comparison on OpenMoji, offline; 
 	$(BIN)/krossfuse -m experiment=quickstart $(ARGS)
 
 test: $(READY) ## The test suite without what is marked slow
-	$(BIN)/python -m pytest -n 2 -m "not slow and not network" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not network and not faults" $(ARGS)
 
 test-all: $(READY) ## The whole test suite, slow tests too
 	$(BIN)/python -m pytest -n 2 -m "not network" $(ARGS)
+
+test-faults: $(READY) ## Bad inputs and options, and jobs that are killed; prints the counts
+	$(BIN)/python -m pytest -n 2 --dist load -m "not network" tests/faults $(wildcard tests/features/test_kills.py) $(ARGS)
 
 lint: $(READY) ## ruff (lint and format), mypy --strict, and the rooms: which module may import which
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from omegaconf import OmegaConf
 
-from krossfuse.app.build import make, trust_modules_of
+from krossfuse.app.build import make, plain_words, trust_modules_of
 from krossfuse.app.kind import Kind, Plain, Session
 from krossfuse.app.record import make_records
 from krossfuse.app.snapshot import FeaturesOf, take_snapshot
@@ -59,16 +59,12 @@ class Job:
     Attributes:
         cfg: the configuration.
         fusion: the chosen option's name.
-        data: name of the dataset.
-        pair: name of the pair; "" where the data bring their features.
         method: the fusion for nominal dimensions; None where these do not suit it, or the data bring the features.
         probes: by name.
     """
 
     cfg: Plain
     fusion: str
-    data: str
-    pair: str
     method: FusionMethod | None
     probes: dict[str, Probe]
 
@@ -101,7 +97,10 @@ class FuseAndProbe(Kind):
             raise ConfigError("probe=[] measures nothing; choose at least one, e.g. probe=[linear_probe]")
         source = make_source(cfg, TrainerFactory(cfg["trainer"]))
         pair = source.pair if isinstance(source, Extraction) else None
-        probes = {name: make(node, f"probe.{name}") for name, node in cfg["probe"].items()}
+        probes = {
+            name: make(node, f"probe.{name}", Probe)  # type: ignore[type-abstract]
+            for name, node in cfg["probe"].items()
+        }
         method = None
         if pair is not None:
             nominal = InputSpec(
@@ -112,26 +111,32 @@ class FuseAndProbe(Kind):
             # What depends on the encoders' true dimensions is checked once they are known.
             with contextlib.suppress(DimensionError):
                 method = make_method(cfg, nominal)
-        return Job(cfg, choices.get("fusion", "fusion"), source.name, "" if pair is None else pair.name, method, probes)
+        return Job(cfg, choices.get("fusion", "fusion"), method, probes)
 
     def check_data(self, built: Job) -> None:
         """List the data once for all jobs that share them; check that they are there, and the names only they know."""
         source = source_of(built.cfg)
         source.check()
-        data = source.data if isinstance(source, Extraction) else None
-        check_names(built, source.info, () if data is None else data.parts())
-        if data is not None and built.method is not None:
-            check_fit(built.method, sizes_of(data))
-        if built.cfg["save_fusion"] and built.method is not None:
-            check_saveable(built.method)
+        method = built.method
+        if isinstance(source, Extraction):
+            check_names(built, source.info, source.data.parts())
+            if method is not None:
+                check_fit(method, sizes_of(source.data))
+        else:  # dimensions and numbers of rows are known
+            check_names(built, source.info)
+            bundle = features(built.cfg)
+            method = make_method(built.cfg, inputs_of(bundle))
+            check_fit(method, sizes_of(bundle))
+        if built.cfg["save_fusion"] and method is not None:
+            check_saveable(method)
 
     def label(self, built: Job) -> str:
         """Return the method, what it is on, and whatever else tells it from the others of a sweep."""
-        return run_name(built.cfg, data=built.data, pair=built.pair, fusion=built.fusion)
+        return run_name(built.cfg, built.fusion)
 
     def tags(self, built: Job) -> list[str]:
         """Return the method, the data, the pair and the probes."""
-        return run_tags(built.data, built.pair, built.fusion, *built.probes)
+        return run_tags(built.cfg, built.fusion)
 
     def run(self, built: Job, session: Session) -> None:
         """Features, fusion, probes, records."""
@@ -162,8 +167,12 @@ def make_method(cfg: Plain, inputs: InputSpec) -> FusionMethod:
     except KrossFuseError as error:
         raise type(error)(f"fusion: {error}") from None
     except TypeError as error:
-        raise ConfigError(f"fusion: {error}") from None
-    assert isinstance(method, FusionMethod)
+        raise ConfigError(f"fusion: {plain_words(error, target=cfg['fusion'].get('_target_'))}") from None
+    if not isinstance(method, FusionMethod):
+        raise ConfigError(
+            f"fusion: {cfg['fusion'].get('_target_')} gives a {type(method).__name__}, and this takes a "
+            "krossfuse.FusionMethod"
+        )
     return method
 
 
