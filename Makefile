@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+LOWEST := .venv-lowest
 OUT    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint format pretrain bench-extraction bench-fusion bench-probes wheel lock clean
+.PHONY: help setup run test test-all test-lowest lint format pretrain bench-extraction bench-fusion bench-probes wheel lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -31,6 +32,21 @@ test: $(READY) ## The test suite without what is marked slow
 
 test-all: $(READY) ## The whole test suite, slow tests too
 	$(BIN)/python -m pytest -n 2 -m "not network" $(ARGS)
+
+# The lowest versions that pyproject.toml admits. What these bring in themselves is the newest of the day AS_OF, so that
+# no release elsewhere changes what is tested; a bound on a later release needs a later day.
+AS_OF ?= 2026-11-24
+$(LOWEST)/.ready: pyproject.toml Makefile
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip compile pyproject.toml --quiet --python $(LOWEST)/bin/python --group dev \
+	  --upgrade --resolution lowest-direct --exclude-newer $(AS_OF) --output-file $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/uv pip sync --quiet --compile-bytecode --python $(LOWEST)/bin/python $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps -e .
+	@touch $@
+
+test-lowest: $(LOWEST)/.ready ## The same tests with the lowest versions that pyproject.toml admits, in .venv-lowest
+	$(LOWEST)/bin/python -m pytest -n 2 -m "not slow and not network" $(ARGS)
 
 lint: $(READY) ## ruff (lint and format) and mypy --strict
 	$(BIN)/ruff check .
@@ -63,5 +79,5 @@ lock: ## Resolve requirements.lock anew (pins only)
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate --output-file requirements.lock
 
 clean: ## Remove the virtual environment, run folders, caches and build output (the feature store stays)
-	rm -rf $(VENV) runs bench build dist wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) runs bench build dist wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
