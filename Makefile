@@ -49,7 +49,7 @@ $(LOWEST)/.ready: pyproject.toml Makefile
 	@touch $@
 
 test-lowest: $(LOWEST)/.ready ## The same tests with the lowest versions that pyproject.toml admits, in .venv-lowest
-	$(LOWEST)/bin/python -m pytest -n 2 -m "not slow and not network" $(ARGS)
+	$(LOWEST)/bin/python -m pytest -n 2 -m "not slow and not network and not faults" $(ARGS)
 
 lint: $(READY) ## ruff (lint and format), mypy --strict, and the rooms: which module may import which
 	$(BIN)/ruff check .
