@@ -34,7 +34,7 @@ test-all: $(READY) ## The whole test suite, slow tests too
 	$(BIN)/python -m pytest -n 2 -m "not network" $(ARGS)
 
 test-faults: $(READY) ## Bad inputs and options, and jobs that are killed; prints the counts
-	$(BIN)/python -m pytest -n 2 --dist load -m "not network" tests/faults $(wildcard tests/features/test_kills.py) $(ARGS)
+	KROSSFUSE_KILLS=100 $(BIN)/python -m pytest -n 2 --dist load -m "not network" tests/faults tests/features/test_kills.py $(ARGS)
 
 # The lowest versions that pyproject.toml admits. What these bring in themselves is the newest of the day AS_OF, so that
 # no release elsewhere changes what is tested; a bound on a later release needs a later day.
