@@ -18,7 +18,6 @@ from krossfuse.app.kind import Kind, Plain
 from krossfuse.app.paths import check_name
 from krossfuse.core.errors import ConfigError, KrossFuseError, did_you_mean
 from krossfuse.core.plugins import VARIABLE, plugin_modules
-from krossfuse.core.trainers import TrainerFactory
 
 COMMON: dict[str | None, tuple[str, ...]] = {
     None: ("name", "seed", "paths", "job", "trainer", "logger"),
@@ -64,8 +63,7 @@ def make(node: Any, name: str, kind: type | None = None) -> Any:
         for cause in causes:
             if isinstance(cause, KrossFuseError):
                 raise type(cause)(f"{name}: {cause}") from None
-        target = node.get("_target_") if isinstance(node, Mapping) else None
-        raise ConfigError(f"{name}: {plain_words(error, causes, target)}") from None
+        raise ConfigError(f"{name}: {plain_words(error, causes, node)}") from None
     if kind is not None and not isinstance(made, kind):
         target = node.get("_target_") if isinstance(node, Mapping) else node
         raise ConfigError(
@@ -74,13 +72,13 @@ def make(node: Any, name: str, kind: type | None = None) -> Any:
     return made
 
 
-def plain_words(error: BaseException, causes: Sequence[BaseException] = (), target: object = None) -> str:
+def plain_words(error: BaseException, causes: Sequence[BaseException] = (), node: object = None) -> str:
     """Return why a component could not be made, without Hydra's words for programmers.
 
     Args:
         error: Hydra's, or the component's own TypeError.
         causes: of the error.
-        target: the component's path.
+        node: the component's node.
     """
     first = str(error).strip().splitlines()[0].removesuffix(".").removesuffix(":")
     first = re.sub(r", set env var HYDRA_FULL_ERROR=1.*|Error in call to target ", "", first)
@@ -88,7 +86,7 @@ def plain_words(error: BaseException, causes: Sequence[BaseException] = (), targ
     text = first if reason is None else f"{first}: {_said(reason)}"
     if unknown := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
         owner, option = unknown.groups()
-        return f"{owner} has no option {option!r}{did_you_mean(option, _options(target, owner))}"
+        return f"{owner} has no option {option!r}{did_you_mean(option, _options(node, owner))}"
     return text
 
 
@@ -107,12 +105,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _options(target: object, owner: str) -> list[str]:
-    """Return the names of the options of a class, its bases' included; none if it is not the class that refused."""
-    cls = None
-    with contextlib.suppress(Exception):
-        cls = get_class(str(target))
-    if cls is None or owner not in [base.__name__ for base in cls.__mro__]:
+def _options(node: object, owner: str) -> list[str]:
+    """Return the names of the options of the class that refused one, if a node, or one inside of it, names it."""
+    cls = next((c for c in _classes(node) if owner in [base.__name__ for base in c.__mro__]), None)
+    if cls is None:
         return []
     names: list[str] = []
     for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
@@ -140,6 +136,15 @@ def _targets(node: Any) -> Iterator[str]:
     elif isinstance(node, list):
         for child in node:
             yield from _targets(child)
+
+
+def _classes(node: object) -> Iterator[type]:
+    """Yield the classes that a node, and those inside of it, name."""
+    if isinstance(node, Mapping):
+        with contextlib.suppress(Exception):  # whatever the import of a user's module raises: then there is no hint
+            yield get_class(str(node["_target_"]))
+        for child in node.values():
+            yield from _classes(child)
 
 
 def check_keys(cfg: Plain, sections: Mapping[str | None, Iterable[str]]) -> None:
@@ -178,13 +183,12 @@ def make_kind(cfg: Plain) -> Kind:
     top = (*COMMON[None], *kind.keys.get(None, ()))
     check_keys(cfg, {**COMMON, **kind.keys, None: top})
     seed, name = cfg["seed"], cfg["name"]
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ConfigError(f"seed={seed!r} must be a whole number, 0 or more")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed!r} must be a whole number, 0 or more, and below 2^32")
     check_name(name)
     for key, path in cfg["paths"].items():
         if not isinstance(path, str) or not path:
             raise ConfigError(f"paths.{key}={path!r} must be a folder")
-    TrainerFactory(cfg["trainer"])(one_device=False)
     return kind
 
 

@@ -115,6 +115,7 @@ class FuseAndProbe(Kind):
 
     def check_data(self, built: Job) -> None:
         """List the data once for all jobs that share them; check that they are there, and the names only they know."""
+        TrainerFactory(built.cfg["trainer"])(one_device=False)
         source = source_of(built.cfg)
         source.check()
         method = built.method
@@ -167,7 +168,7 @@ def make_method(cfg: Plain, inputs: InputSpec) -> FusionMethod:
     except KrossFuseError as error:
         raise type(error)(f"fusion: {error}") from None
     except TypeError as error:
-        raise ConfigError(f"fusion: {plain_words(error, target=cfg['fusion'].get('_target_'))}") from None
+        raise ConfigError(f"fusion: {plain_words(error, node=cfg['fusion'])}") from None
     if not isinstance(method, FusionMethod):
         raise ConfigError(
             f"fusion: {cfg['fusion'].get('_target_')} gives a {type(method).__name__}, and this takes a "

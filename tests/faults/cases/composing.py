@@ -135,7 +135,13 @@ TYPOS = [
     option("appended-logger-key", "+logger.mod=offline", "logger", "mod"),
     option("appended-trainer-key", "+trainer.acelerator=cpu", "trainer", "acelerator", "did you mean 'accelerator'"),
     option("appended-paths-key", "+paths.stor=x", "no key 'paths.stor'", "did you mean 'store'"),
-    option("appended-kernel-key", "+fusion.kernel.bandwith=1", "fusion", "bandwith"),
+    Case(
+        id="appended-kernel-key",
+        room=APP,
+        run=[*EMBEDDINGS, "fusion/kernel=gaussian", "+fusion.kernel.bandwith=1"],
+        files=embeddings(),
+        words=["fusion", "bandwith", "did you mean 'bandwidth'"],
+    ),
 ]
 
 LINE = [
@@ -194,6 +200,7 @@ VALUES = [
     option("seed-word", "seed=one", "seed='one'", "whole number"),
     option("seed-null", "seed=null", "seed=None", "whole number"),
     option("seed-true", "seed=true", "seed=True", "whole number"),
+    option("seed-of-more-than-32-bits", "seed=99999999999", "seed=99999999999", "whole number", "2^32"),
     option("seed-list", "seed=[1,2]", "seed=[1, 2]", "whole number"),
     option("name-outside", "name=../../../x", "name='../../../x'", "name of a folder", after=nothing_outside),
     option("name-absolute", "name=/tmp/x", "name='/tmp/x'", "name of a folder"),

@@ -87,7 +87,16 @@ CASES = [
         files=model_of(b"\0" * 100),
     ),
     of("pooling", "pooling='clss'", "did you mean 'cls'", run=(*DINO, "pair.image_experts.dinov2.pooling=clss")),
-    of("architecture", "ViT-B-33", "did you mean", run=("pair=clip_dinov2", "pair.cross_modal.architecture=ViT-B-33")),
+    of(
+        "architecture",
+        "ViT-B-33",
+        "did you mean",
+        run=(
+            "pair=clip_dinov2",
+            "pair.cross_modal.architecture=ViT-B-33",
+            "pair.cross_modal.pretrained=laion2b_s34b_b79k",
+        ),
+    ),
     of("pretrained", "openay", "openai", run=("pair=clip_dinov2", "pair.cross_modal.pretrained=openay")),
     of("weights-not-there", "weights", "nowhere.safetensors", run=("pair.cross_modal.weights=nowhere.safetensors",)),
     of(
@@ -97,22 +106,28 @@ CASES = [
         run=("pair.cross_modal.weights=broken.safetensors",),
         files=with_file("broken.safetensors", b"\0" * 500),
     ),
-    of("weights-are-a-folder", "weights", "images", run=("pair.cross_modal.weights=images",)),
+    of(
+        "weights-are-a-folder",
+        "weights='images'",
+        "folder",
+        never=("no such file",),
+        run=("pair.cross_modal.weights=images",),
+    ),
     of("max-length-zero", "max_length=0", "positive", run=("pair.cross_modal.max_length=0",)),
     of("max-length-too-large", "max_length=100000", run=("pair.cross_modal.max_length=100000",)),
     of(
         "timm-without-a-tag",
         "resnet50",
         "tag",
-        run=("pair.image_experts={t: {_target_: krossfuse.encoders.timm_adapter.Timm, model: resnet50}}",),
+        run=("+pair.image_experts.t={_target_: krossfuse.encoders.timm_adapter.Timm, model: resnet50}",),
     ),
     of(
         "timm-checkpoint-not-there",
         "no such file",
         "nowhere.pth",
         run=(
-            "pair.image_experts={t: {_target_: krossfuse.encoders.timm_adapter.Timm, model: resnet50, "
-            "checkpoint: nowhere.pth}}",
+            "+pair.image_experts.t={_target_: krossfuse.encoders.timm_adapter.Timm, model: resnet50, "
+            "checkpoint: nowhere.pth}",
         ),
     ),
     of(
@@ -136,7 +151,7 @@ CASES = [
         "image_experts",
         "dict",
         "Encoder",
-        run=("pair.image_experts={x: {_target_: builtins.dict}}",),
+        run=("+pair.image_experts.x={_target_: builtins.dict}",),
     ),
     of(
         "no-encoders-at-all", "pair", "encoder", run=("pair.cross_modal=null", "~pair.image_experts.efficientnet_lite0")

@@ -84,7 +84,7 @@ NUMBERS = [
     of("expert-weight-word", "expert_weight='big'", run=(EXACT, "fusion.expert_weight=big")),
     of("alignment", "alignment='exat'", "did you mean 'exact'", run=("fusion.alignment=exat",), short=True),
     of("alignment-null", "alignment=None", "published", "exact", run=("fusion.alignment=null",)),
-    of("method-seed", "seed='x'", "whole number", run=("fusion.seed=x",)),
+    of("method-seed", "seed='x'", "integer", run=("fusion.seed=x",)),
     of("max-dim", "max_dim=20", ("raise max_dim", "rp_krossfuse"), run=("fusion=exact_krossfuse", "fusion.max_dim=20")),
     of("pca-dim-larger-than-what-there-is", "dim=300", "18", run=("fusion=pca_concatenation", "fusion.dim=300")),
     of("pca-with-too-few-rows", "12", ("sample", "rows"),
@@ -133,6 +133,7 @@ KERNELS = [
     of("exact-polynomial-too-large", "degree=9", ("dimensions", "memory"),
        run=("fusion/kernel=polynomial", "fusion.kernel.features=null", "fusion.kernel.degree=9")),
     of("bandwidth-of-constant-features", "median", "zero", "bandwidth", run=(GAUSSIAN,), files=embeddings(constant)),
+    of("no-kernel", "kernel", ("cosine", "option"), run=("fusion.kernel=null",), never=("NoneType",)),
     of("expert-kernel", "no option 'gaussan'", "did you mean 'gaussian'",
        run=("fusion/kernel@fusion.expert_kernel=gaussan",)),
 ]  # fmt: skip
@@ -156,7 +157,7 @@ SKETCHES = [
        run=("fusion=concatenation",), files=embeddings(a_text_expert)),
     of("modality", "modality='images'", "did you mean 'image'",
        run=("fusion=unimodal_krossfuse", "fusion.dim=24", "fusion.modality=images")),
-    of("modality-without-an-expert", "text", "expert", run=("fusion=unimodal_krossfuse", "fusion.dim=24",
+    of("modality-without-an-expert", "two text parents", run=("fusion=unimodal_krossfuse", "fusion.dim=24",
        "fusion.modality=text")),
     of("released-code-with-two-experts", "released code", "['dinov2', 'mae']", run=("fusion=released_code",),
        files=embeddings(two_image_experts)),
@@ -176,7 +177,7 @@ POSTPROCESSED = [
        "fusion.dtype=bfloat16", "fuse.memory_limit=100")),
     of("overflow-in-float16", "float16", ("infinit", "overflow", "range"), run=("fusion=postprocessed",
        "fusion.method.dim=24", "fusion.normalise=false", "fusion.dtype=float16", "fusion.method.C=1e6",
-       "fusion.method.kernel=null", "fusion/kernel@fusion.method.kernel=linear"),
+       "fusion/kernel@fusion.method.kernel=linear"),
        files=embeddings(lambda a: [a[key].__imul__(300) for key in a if "/clip" in key or "/dino" in key])),
 ]  # fmt: skip
 
