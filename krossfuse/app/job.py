@@ -35,7 +35,7 @@ def run(cfg: DictConfig, folder: Path, *, choices: Mapping[str, str], with_repor
     plain = job_config(cfg)
     kind = make_kind(plain)
     built = kind.build(plain, choices)
-    tracker: Tracker = make(plain["logger"], "logger")
+    tracker: Tracker = make(plain["logger"], "logger", Tracker)  # type: ignore[type-abstract]
     label = kind.label(built)
     group = group_name(plain["name"], folder if with_report else folder.parent)
     with tracker.run(folder, plain, name=label, group=group, job_type="run", tags=kind.tags(built)):
@@ -43,7 +43,7 @@ def run(cfg: DictConfig, folder: Path, *, choices: Mapping[str, str], with_repor
             writer.write_config(plain)
             trainers = TrainerFactory(plain["trainer"], logger=tracker.lightning_logger)
             kind.run(built, Session(label, folder, writer, tracker, trainers))
-        if with_report:
+        if with_report and writer.records:  # a kind of job may measure nothing
             log_report(tracker, report(folder))
 
 

@@ -24,7 +24,20 @@ CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 USER_CONFIG = "KROSSFUSE_CONF"
 
 
+def check_name(name: object) -> str:
+    """Return the name of a run if it is a folder's.
+
+    Raises:
+        ConfigError: it is not, or it leads elsewhere.
+    """
+    if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\:\0\n"):
+        raise ConfigError(f"name={name!r} must be the name of a folder in paths.runs, without / or \\")
+    return name
+
+
 OmegaConf.register_new_resolver("krossfuse_cache", cache_dir, replace=True)
+# Where Hydra makes the run folder, which is before a job can look at its configuration.
+OmegaConf.register_new_resolver("krossfuse_name", check_name, replace=True)
 
 
 def user_config_dirs() -> list[Path]:

@@ -44,7 +44,7 @@ def take_snapshot(
     if label_set is None or part is None:
         return
     labels = space.info.labels(label_set, part)
-    if labels.ndim != 1:  # an item with several classes has no place in an order by class
+    if labels.ndim != 1 or not bool((labels >= 0).any()):  # several classes an item, or none, give no order by class
         return
     rows = balanced_rows(labels, max_items)
     text, caption_of = Part(TEST, "text"), space.info.caption_of.get(TEST)

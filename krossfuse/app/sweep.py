@@ -15,6 +15,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from krossfuse.core.errors import ConfigError, check_positive
+
 
 def to_check(jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """Return the jobs that stand for all: a seed is checked once, and so is whatever else a job says.
@@ -56,6 +58,13 @@ class GridSweep:
         params: Mapping[str, str] | None = None,
         grids: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
+        if max_batch_size is not None:
+            check_positive("hydra.sweeper.max_batch_size", max_batch_size, integer=True)
+        if isinstance(grids, str | Mapping) or not all(isinstance(grid, Mapping) for grid in grids or []):
+            raise ConfigError(
+                f"hydra.sweeper.grids={grids!r} must be a list of mappings of an override's key to its values, as in "
+                "[{fusion: cross_modal}, {fusion: rp_krossfuse, seed: '0,1,2'}]"
+            )
         super().__init__(max_batch_size, dict(params or {}))  # type: ignore[call-arg]
         self.grids = [dict(grid) for grid in grids or []] or [{}]
 
@@ -83,6 +92,8 @@ class GridSweep:
         assert self.launcher is not None
         assert self.hydra_context is not None
         jobs = self.jobs(arguments)
+        if not jobs:
+            raise ConfigError(f"this sweep has no job: a key of {' '.join(arguments)} has no values")
         load = self.hydra_context.config_loader.load_sweep_config
         composed = [load(master_config=self.config, sweep_overrides=list(job)) for job in to_check(jobs)]
         for data in (False, True):  # a mistyped value is said before any file is looked at
@@ -97,14 +108,23 @@ class GridSweep:
         for start in range(0, len(jobs), size):
             done.append(self.launcher.launch(jobs[start : start + size], initial_job_idx=start))
         returns = list(itertools.chain.from_iterable(done))
-        report_sweep(self.config, folder)
         failed = [(job, ret) for job, ret in zip(jobs, returns, strict=True) if ret.status is not JobStatus.COMPLETED]
+        if len(failed) < len(jobs):
+            report_sweep(self.config, folder)
         if failed:
-            lines = [
-                f"  {' '.join(job)}: {type(ret._return_value).__name__}: {ret._return_value}" for job, ret in failed
-            ]
-            raise HydraException(f"{len(failed)} of {len(jobs)} jobs failed:\n" + "\n".join(lines))
+            raise HydraException(f"{len(failed)} of {len(jobs)} jobs failed:\n" + "\n".join(_failures(failed)))
         return done
+
+
+def _failures(failed: Sequence[tuple[Sequence[str], JobReturn]]) -> list[str]:
+    """Return one line an error: what failed of it first, and how many others."""
+    jobs: dict[str, list[str]] = {}
+    for job, ret in failed:
+        jobs.setdefault(f"{type(ret._return_value).__name__}: {ret._return_value}", []).append(" ".join(job))
+    return [
+        f"  {of_error[0]}{f' (and {len(of_error) - 1} more)' if len(of_error) > 1 else ''}: {error}"
+        for error, of_error in jobs.items()
+    ]
 
 
 def report_sweep(cfg: DictConfig, folder: Path) -> None:

@@ -173,18 +173,23 @@ class OpenMojiCLIP(Encoder):
         _check_length(max_length)
         self.weights = OPENMOJI_CLIP_WEIGHTS if weights is None else Path(weights)
         if not self.weights.is_file():
-            raise ConfigError(
-                f"weights={str(self.weights)!r}: no such file; `make pretrain ARGS=install=true` makes one"
-            )
+            what = "is a folder, not a file" if self.weights.is_dir() else "no such file"
+            raise ConfigError(f"weights={str(self.weights)!r}: {what}; `make pretrain ARGS=install=true` makes one")
         self.max_length = max_length
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """What the weights file says about itself: ``model`` (open_clip's config), training, digest of its data."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self.weights, framework="pt") as file:
-            raw = file.metadata() or {}
+        try:
+            with safe_open(self.weights, framework="pt") as file:
+                raw = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(
+                f"weights={str(self.weights)!r} cannot be read ({error}); is the file complete? "
+                "`make pretrain ARGS=install=true` makes one"
+            ) from error
         if "krossfuse" not in raw:
             raise ConfigError(f"{self.weights} was not written by experiments/pretrain: its metadata lack 'krossfuse'")
         metadata: dict[str, Any] = json.loads(raw["krossfuse"])

@@ -1,0 +1,12 @@
+"""All faults, room by room."""
+
+from __future__ import annotations
+
+from faults.case import Case
+from faults.cases import composing, datasets, embeddings, encoders, fusion, probes, python, results, stores
+
+CASES: list[Case] = [
+    case
+    for room in (composing, datasets, embeddings, encoders, stores, fusion, probes, results, python)
+    for case in room.CASES
+]
