@@ -45,7 +45,8 @@ _HOMES = {
         "UnimodalKrossFuse",
     ),
     "krossfuse.fusion.fit": ("fit_method",),
-    "krossfuse.fusion.module": ("FusionModule", "fuse_bundle", "fuse_rows", "fuse_to_file"),
+    "krossfuse.fusion.module": ("FusionModule",),
+    "krossfuse.fusion.plain": ("fuse_bundle", "fuse_rows", "fuse_to_file"),
     "krossfuse.fusion.stream": ("inputs_of",),
     "krossfuse.fusion.transformer": ("KrossFuseTransformer",),
 }

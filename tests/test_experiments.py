@@ -182,3 +182,27 @@ def zero_shot(folder: Path, label_set: str) -> float:
         for r in run.records
         if (r.fusion, r.probe, r.metric, r.label_set) == ("cross_modal", "zero_shot", "accuracy", label_set)
     )
+
+
+def measured(folder: Path, probe: str) -> dict[tuple[str, str, str], float]:
+    return {
+        (r.metric, r.modality, r.label_set): r.value
+        for run in read_runs(folder)
+        for r in run.records
+        if r.probe == probe and "agreement" not in r.metric
+    }
+
+
+def test_raw_images_to_measurements_without_a_store(command: Run) -> None:
+    """The whole road streamed: nothing stored, and for the SGD probe nothing fused is held either."""
+    arguments = ["data.limit=27", "fusion.dim=96", "extraction.progress=false", "logger=none"]
+    probes = ["probe=[zero_shot,sgd_probe]", "probe.sgd_probe.epochs=2", "probe.sgd_probe.modalities=[image]"]
+    stored = command(*arguments, *probes, "name=stored")
+    streamed = command(*arguments, *probes, "store=none", "name=streamed")
+    assert measured(streamed, "zero_shot").keys() == measured(stored, "zero_shot").keys()
+    for probe in ("zero_shot", "sgd_probe"):
+        assert measured(streamed, probe) == pytest.approx(measured(stored, probe), abs=1e-9)
+    never_held = command(
+        *arguments, *probes[1:], "probe=[sgd_probe]", "store=none", "fuse.stream=true", "name=never_held"
+    )
+    assert measured(never_held, "sgd_probe") == pytest.approx(measured(stored, "sgd_probe"), abs=1e-9)

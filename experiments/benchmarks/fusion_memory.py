@@ -19,8 +19,8 @@ from krossfuse.core.blocks import blocks
 from krossfuse.core.parts import CROSS_MODAL
 from krossfuse.fusion.base import InputSpec
 from krossfuse.fusion.methods import RPKrossFuse
-from krossfuse.fusion.module import fuse_to_file
 from krossfuse.fusion.named import sketch_named
+from krossfuse.fusion.plain import fuse_to_file
 
 DIMS = {CROSS_MODAL: 512, "expert": 768}
 

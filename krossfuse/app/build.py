@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from krossfuse.app.kind import Kind, Plain
 from krossfuse.app.paths import check_name
 from krossfuse.core.errors import ConfigError, KrossFuseError, did_you_mean
+from krossfuse.core.plugins import VARIABLE, plugin_modules
 
 COMMON: dict[str | None, tuple[str, ...]] = {
     None: ("name", "seed", "paths", "job", "trainer", "logger"),
@@ -124,6 +126,25 @@ def _classes(node: object) -> Iterator[type]:
             yield get_class(str(node["_target_"]))
         for child in node.values():
             yield from _classes(child)
+
+
+def trust_modules_of(node: Any) -> None:
+    """Let a saved fusion be made of the user's own classes that a configuration names: she has named them herself."""
+    modules = [target.rpartition(".")[0] for target in _targets(node)]
+    fresh = [module for module in modules if module.partition(".")[0] not in ("krossfuse", "torch")]
+    if fresh:
+        os.environ[VARIABLE] = ",".join(plugin_modules(fresh))
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for child in node.values():
+            yield from _targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _targets(child)
 
 
 def check_keys(cfg: Plain, sections: Mapping[str | None, Iterable[str]]) -> None:

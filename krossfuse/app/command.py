@@ -15,7 +15,7 @@ from krossfuse.core.errors import ConfigError, did_you_mean
 
 COMMANDS = {
     "report": "krossfuse.report.page",
-    "store": "krossfuse.features.cli",
+    "store": "krossfuse.app.store",
     "diagnose": "krossfuse.fusion.diagnose",
 }
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar
 
 from omegaconf import OmegaConf
 
-from krossfuse.app.build import make, plain_words
+from krossfuse.app.build import make, plain_words, trust_modules_of
 from krossfuse.app.kind import Kind, Plain, Session
 from krossfuse.app.record import make_records
 from krossfuse.app.snapshot import FeaturesOf, take_snapshot
@@ -27,7 +27,7 @@ from krossfuse.core.errors import (
     check_positive,
 )
 from krossfuse.core.labels import DatasetInfo
-from krossfuse.core.parts import CROSS_MODAL
+from krossfuse.core.parts import CROSS_MODAL, Part
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import EncoderModule
@@ -75,7 +75,7 @@ class FuseAndProbe(Kind):
     keys: ClassVar[Mapping[str | None, tuple[str, ...]]] = {
         None: ("extraction", "fuse", "save_fusion", "figures", "pair", "data", "store", "fusion", "probe"),
         "extraction": ("batch_size", "progress"),
-        "fuse": ("label_set", "block_rows", "memory_limit"),
+        "fuse": ("label_set", "block_rows", "memory_limit", "stream"),
         "figures": ("label_set", "max_items"),
     }
 
@@ -85,7 +85,11 @@ class FuseAndProbe(Kind):
         check_positive("fuse.block_rows", cfg["fuse"]["block_rows"], integer=True)
         check_positive("fuse.memory_limit", cfg["fuse"]["memory_limit"])
         check_positive("figures.max_items", cfg["figures"]["max_items"], integer=True)
-        flags = {"save_fusion": cfg["save_fusion"], "extraction.progress": cfg["extraction"]["progress"]}
+        flags = {
+            "save_fusion": cfg["save_fusion"],
+            "extraction.progress": cfg["extraction"]["progress"],
+            "fuse.stream": cfg["fuse"]["stream"],
+        }
         for flag, value in flags.items():
             if not isinstance(value, bool):
                 raise ConfigError(f"{flag}={value!r} must be true or false")
@@ -114,9 +118,13 @@ class FuseAndProbe(Kind):
         TrainerFactory(built.cfg["trainer"])(one_device=False)
         source = source_of(built.cfg)
         source.check()
-        check_names(built, source.info)
         method = built.method
-        if not isinstance(source, Extraction):  # its dimensions and numbers of rows are known
+        if isinstance(source, Extraction):
+            check_names(built, source.info, source.data.parts())
+            if method is not None:
+                check_fit(method, sizes_of(source.data))
+        else:  # dimensions and numbers of rows are known
+            check_names(built, source.info)
             bundle = features(built.cfg)
             method = make_method(built.cfg, inputs_of(bundle))
             check_fit(method, sizes_of(bundle))
@@ -154,6 +162,7 @@ class FuseAndProbe(Kind):
 def make_method(cfg: Plain, inputs: InputSpec) -> FusionMethod:
     """Build the fusion method of a configuration for the given dimensions."""
     factory = make(cfg["fusion"], "fusion")
+    trust_modules_of(cfg["fusion"])
     try:
         method = factory(inputs=inputs)
     except KrossFuseError as error:
@@ -263,7 +272,7 @@ def fuse(
     Args:
         cfg: the job's configuration.
         source: stored features; or raw items, which stream through the encoders into the fusion (then there is no
-            exact kernel for probes, and no embedding of the cross-modal encoder to agree with).
+            exact kernel for probes, and no measurement of the agreement with the cross-modal encoder).
         folder: the run folder.
         trainers: makes every Trainer; None = as ``trainer`` says, without a tracker.
     """
@@ -277,24 +286,44 @@ def fuse(
     module = FusionModule(method, encoders=encoders, trainers=trainers, block_rows=options["block_rows"])
     label_set = options["label_set"] or next(iter(info.label_sets), None)
     module.fit(items, label_set=label_set, seed=cfg["seed"])
-    parts = module.fuse(
-        items, memory_limit=options["memory_limit"], folder=None if folder is None else folder / "fused"
+    chosen = [part for part in sizes_of(items) if part.modality in method.modalities]
+    # Class texts are held all the same: they are few, and zero-shot heads are made of all of them.
+    held = [part for part in chosen if not options["stream"] or part.split.startswith("prompts/")]
+    space = EmbeddingSpace(
+        info,
+        module.fuse(
+            items,
+            parts=held,
+            memory_limit=options["memory_limit"],
+            folder=None if folder is None else folder / "fused",
+        ),
+        trainers=trainers,
+        streams={part: partial(module.stream, items, part) for part in chosen if part not in held},
     )
     if isinstance(source, Raw):
         data = source.data
-        space = EmbeddingSpace(info, parts, trainers=trainers)
+        # Of class texts, which zero-shot heads are averaged with; those of whole splits would be encoded twice.
+        texts = [part for part in held if part.split.startswith("prompts/")]
+        of_texts = {part: module.encode_part(data, part) for part in texts}
+        reference = {part: roles[CROSS_MODAL] for part, roles in of_texts.items() if CROSS_MODAL in roles}
+        space = replace(space, reference=reference)
         return Fused(module, space, source.pair.name, lambda part, rows: module.encode_part(data, part, rows))
     bundle = source
     reference = {part: roles[CROSS_MODAL] for part, roles in bundle.features.items() if CROSS_MODAL in roles}
-    space = EmbeddingSpace(info, parts, kernel_of(method, bundle), reference, trainers)
+    space = replace(space, kernel=kernel_of(method, bundle), reference=reference)
     return Fused(module, space, bundle.pair, lambda part, rows: {r: x[rows] for r, x in bundle[part].items()})
 
 
-def check_names(job: Job, info: DatasetInfo) -> None:
+def check_names(job: Job, info: DatasetInfo, parts: Collection[Part] = ()) -> None:
     """Check the names in the configuration that only the dataset knows, before any work is done on it.
 
+    Args:
+        job: the job.
+        info: the dataset.
+        parts: that it has, where they are known.
+
     Raises:
-        ConfigError: a label set that the dataset does not have, or a split that is neither its own nor a usual one.
+        ConfigError: a label set, split or prompt set that the dataset does not have.
     """
     for option in ("fuse", "figures"):
         name = job.cfg[option]["label_set"]
@@ -302,9 +331,9 @@ def check_names(job: Job, info: DatasetInfo) -> None:
             check_choice(f"{option}.label_set", name, info.label_sets)
     for name, probe in job.probes.items():
         try:
-            probe.check(info)
+            probe.check(info, parts)
         except ConfigError as error:
-            raise ConfigError(f"probe.{name}: {error}") from None
+            raise type(error)(f"probe.{name}: {error}") from None
 
 
 def probe_all(job: Job, fused: Fused, session: Session) -> None:
@@ -314,7 +343,6 @@ def probe_all(job: Job, fused: Fused, session: Session) -> None:
         DataError: no probe applies.
     """
     method, space = fused.module.method, fused.space
-    probed = False
     reasons: list[str] = []
     for name, probe in job.probes.items():
         reason = probe.why_not(space)
@@ -339,8 +367,7 @@ def probe_all(job: Job, fused: Fused, session: Session) -> None:
         session.tracker.log_records([session.writer.append(record, scores) for record, scores in made])
         if result.drawn:
             session.writer.write_drawn(name, result.drawn)
-        probed = True
-    if not probed:
+    if len(reasons) == len(job.probes):
         raise DataError(
             f"none of the probes {list(job.probes)} applies to {session.label}, which encodes {method.modalities}: "
             f"{'; '.join(reasons)}"

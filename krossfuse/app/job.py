@@ -43,7 +43,7 @@ def run(cfg: DictConfig, folder: Path, *, choices: Mapping[str, str], with_repor
             writer.write_config(plain)
             trainers = TrainerFactory(plain["trainer"], logger=tracker.lightning_logger)
             kind.run(built, Session(label, folder, writer, tracker, trainers))
-        if with_report:
+        if with_report and writer.records:  # a kind of job may measure nothing
             log_report(tracker, report(folder))
 
 

@@ -26,7 +26,7 @@ Rows = Sequence[int]
 
 
 class BaseDataModule(pl.LightningDataModule, ABC):
-    """Items by part, encoded by ``trainer.predict(extractor, datamodule=dm)`` after ``dm.select(part, ...)``.
+    """Items by part; :meth:`loader` serves chosen rows of one, prepared as an encoder wants them.
 
     A dataset implements :meth:`load` alone. Constructors validate and read nothing; :meth:`setup` (idempotent, also
     done by the first use of :attr:`info`) lists the items; pixels are decoded item by item, in loader workers.
@@ -53,7 +53,6 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         self.duplicates = check_choice("data.duplicates", duplicates, CHOICES)
         self.num_workers = min(8, max(1, _cores() - 1)) if num_workers is None else num_workers
         self._loaded: tuple[DatasetInfo, dict[Part, Sequence[Item]]] | None = None
-        self._selected: tuple[Part, Transform, Collate, int] | None = None
 
     @abstractmethod
     def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
@@ -146,39 +145,6 @@ class BaseDataModule(pl.LightningDataModule, ABC):
             worker_init_fn=_begin_worker,
         )
 
-    def select(self, part: Part, transform: Transform, collate: Collate, skip: int = 0) -> None:
-        """Choose what :meth:`predict_dataloader` serves.
-
-        Args:
-            part: the part.
-            transform: called once an item, in the loader's worker, with the RGB image or the text.
-            collate: called once a batch with the list of what ``transform`` returned.
-            skip: rows to leave out at the start (already stored).
-
-        Raises:
-            KeyError: there is no such part.
-            ValueError: ``skip`` is outside 0 ... number of items.
-        """
-        n = len(self.items(part))
-        if not 0 <= skip <= n:
-            raise ValueError(f"skip={skip} is outside 0 to {n}, the rows of {part}")
-        self._selected = part, transform, collate, skip
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Return the loader over the selected part: fixed order, from row ``skip`` to the last."""
-        if self._selected is None:
-            raise RuntimeError("call select(part, transform, collate) before predict_dataloader()")
-        part, transform, collate, skip = self._selected
-        return DataLoader(
-            _Rows(self.items(part), transform, skip),
-            batch_size=self.batch_size,
-            shuffle=False,
-            num_workers=self.num_workers if part.modality == "image" else 0,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_begin_worker,
-        )
-
 
 class _Batches(Dataset[Any]):
     """Batches of given rows."""
@@ -200,19 +166,6 @@ def _as_it_is(batch: Any) -> Any:
 
 def _begin_worker(worker: int) -> None:
     end_with_parent()
-
-
-class _Rows(Dataset[Any]):
-    """The transformed items from row ``skip`` on."""
-
-    def __init__(self, items: Sequence[Item], transform: Transform, skip: int) -> None:
-        self.items, self.transform, self.skip = items, transform, skip
-
-    def __len__(self) -> int:
-        return len(self.items) - self.skip
-
-    def __getitem__(self, index: int) -> Any:
-        return self.transform(self.items[self.skip + index])
 
 
 def _cores() -> int:

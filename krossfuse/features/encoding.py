@@ -44,12 +44,48 @@ class Prepare:
         return {role: torch.stack([item[role] for item in items]) for role in self.modules}
 
 
-class ExtractionModule(pl.LightningModule):
-    """Frozen encoders; ``predict_step`` runs on each batch those that lack its part.
+class Streams:
+    """Prepared inputs through frozen encoders, a few rows at a time, on a CPU with several cores one thread a core.
 
-    Rows go through an encoder ``shard`` at a time. On a CPU with several cores the shards of a batch go to one thread a
-    core: small networks use two cores far better as two streams than as one stream whose every operation is split.
-    Images are handed over channels-last, which convolutions on a CPU and half-precision ones on a GPU are fastest in.
+    Small networks use two cores far better as two streams than as one stream whose every operation is split, and what
+    runs on one thread has the same bits on any number of them. Images are handed over channels-last, which convolutions
+    on a CPU and half-precision ones on a GPU are fastest in.
+
+    Args:
+        shard: rows of one forward pass; None = all that are prepared together.
+    """
+
+    def __init__(self, shard: int | None) -> None:
+        self._shard = shard
+        self._pool: ThreadPoolExecutor | None = None
+
+    def start(self, device: torch.device) -> None:
+        """Start the threads, if the device is a CPU with several cores."""
+        threads = torch.get_num_threads()
+        if device.type == "cpu" and threads > 1 and self._pool is None:
+            self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def stop(self) -> None:
+        """Stop the threads; harmless when there are none."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def __call__(
+        self, modality: Modality, modules: Mapping[str, EncoderModule], inputs: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Return by role the features (batch, dim) of the inputs that :class:`Prepare` made, of all ``modules``."""
+        encode = {role: _encode(module, modality) for role, module in modules.items()}
+        shards = {role: _shards(inputs[role], self._shard) for role in encode}
+        if self._pool is None:
+            return {role: torch.cat([run(shard) for shard in shards[role]]) for role, run in encode.items()}
+        mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        jobs = {role: [self._pool.submit(_in_thread, encode[role], s, mixed) for s in shards[role]] for role in encode}
+        return {role: torch.cat([job.result() for job in jobs[role]]) for role in encode}
+
+
+class ExtractionModule(pl.LightningModule):
+    """Frozen encoders; ``predict_step`` runs on each batch those that lack its part, as :class:`Streams`.
 
     Args:
         modules: by modality and role, the loaded encoders.
@@ -72,30 +108,26 @@ class ExtractionModule(pl.LightningModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # of a part with few batches
         self._modules_of = {modality: dict(of) for modality, of in modules.items()}
         self._modalities, self._roles = list(modalities), [list(names) for names in roles]
-        self._shard, self._loaders = shard, loaders
+        self._loaders = loaders
         # Registered without names, since a role may be called anything.
         self.encoders = nn.ModuleList({id(m): m for of in modules.values() for m in of.values()}.values())
-        self._pool: ThreadPoolExecutor | None = None
-        self._threads = 1
+        self._streams, self._threads = Streams(shard), torch.get_num_threads()
 
     def predict_dataloader(self) -> list[Any]:
         """Return this process's share of the batches."""
         return self._loaders(self.trainer.global_rank, self.trainer.world_size)
 
     def on_predict_start(self) -> None:
-        """Start the CPU streams."""
-        threads = torch.get_num_threads()
-        if self.device.type == "cpu" and threads > 1:
-            self._threads = threads
+        """Start the CPU streams; the main thread has nothing to compute."""
+        self._threads = torch.get_num_threads()
+        self._streams.start(self.device)
+        if self.device.type == "cpu":
             torch.set_num_threads(1)
-            self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def on_predict_end(self) -> None:
         """Stop the CPU streams; harmless when there are none."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-            torch.set_num_threads(self._threads)
+        self._streams.stop()
+        torch.set_num_threads(self._threads)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Encode one batch.
@@ -103,14 +135,9 @@ class ExtractionModule(pl.LightningModule):
         Returns:
             By role, (batch, dim) float.
         """
-        modality, inputs = self._modalities[dataloader_idx], batch[1]
-        encode = {role: _encode(self._modules_of[modality][role], modality) for role in self._roles[dataloader_idx]}
-        shards = {role: _shards(inputs[role], self._shard) for role in encode}
-        if self._pool is None:
-            return {role: torch.cat([run(shard) for shard in shards[role]]) for role, run in encode.items()}
-        mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        jobs = {role: [self._pool.submit(_in_thread, encode[role], s, mixed) for s in shards[role]] for role in encode}
-        return {role: torch.cat([job.result() for job in jobs[role]]) for role in encode}
+        modality = self._modalities[dataloader_idx]
+        modules = {role: self._modules_of[modality][role] for role in self._roles[dataloader_idx]}
+        return self._streams(modality, modules, batch[1])
 
 
 def _encode(module: EncoderModule, modality: Modality) -> Callable[[Any], Tensor]:
@@ -125,8 +152,10 @@ def _in_thread(run: Callable[[Any], Tensor], inputs: Any, mixed: torch.dtype | N
         return run(inputs)
 
 
-def _shards(inputs: Any, size: int) -> list[Any]:
+def _shards(inputs: Any, size: int | None) -> list[Any]:
     """Split images (batch, ...), or each block of tokens, into what goes through an encoder at once."""
+    if size is None:
+        return [inputs] if isinstance(inputs, Tensor) else list(inputs)
     if isinstance(inputs, Tensor):
         return list(torch.split(inputs, size))
     shards = []

@@ -291,13 +291,15 @@ class _StoreWriter(Callback):
 
     def __init__(self, works: Sequence[_Work]) -> None:
         self.guard = EndWithParent()
+        self.silence = ExitStack()
         self.works = works
         self.process = os.getpid()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Ask the kernel (again: PyTorch asks for another signal while it starts a process)."""
+        """Ask the kernel (again: PyTorch asks for another signal while it starts a process), and be quiet there too."""
         if os.getpid() != self.process:
             end_with_parent()
+            self.silence.enter_context(quiet())
 
     def on_predict_batch_end(
         self,

@@ -215,16 +215,19 @@ class FeatureWriter:
     def discard_damaged(self) -> None:
         """Mark as not written every row whose checksum does not fit (after a power cut, or a damaged file)."""
         size = self.dim * self._dtype.itemsize
-        for block, marks in _marks(self._progress, self.rows, _CHECK_ROWS):
-            if (marks < _DONE).all():
-                continue
-            data = read_at(self._data, len(marks) * size, self._offset + block.start * size)
-            damaged = [
-                i
-                for i in np.flatnonzero(marks >= _DONE)
-                if marks[i] != _DONE | np.uint64(zlib.crc32(data[i * size : (i + 1) * size]))
-            ]
+        for block, marks in _marks(self._progress, self.rows):
+            damaged: list[int] = []
+            for part in blocks(len(marks), _CHECK_ROWS):
+                done = np.flatnonzero(marks[part] >= _DONE)
+                if not len(done):
+                    continue
+                first = block.start + part.start
+                data = read_at(self._data, (part.stop - part.start) * size, self._offset + first * size)
+                for i in done:
+                    if marks[part.start + i] != _DONE | np.uint64(zlib.crc32(data[i * size : (i + 1) * size])):
+                        damaged.append(part.start + int(i))
             if damaged:
+                marks = marks.copy()
                 marks[damaged] = 0
                 write_at(self._progress, marks.data.cast("B"), 8 * block.start)
 
@@ -282,13 +285,12 @@ class FeatureWriter:
         self._synced = time.monotonic()
 
 
-def _marks(descriptor: int, rows: int, size: int = _MARK_ROWS) -> Iterator[tuple[slice, np.ndarray]]:
+def _marks(descriptor: int, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield the marks of the rows in blocks."""
-    for block in blocks(rows, size):
+    for block in blocks(rows, _MARK_ROWS):
         raw = read_at(descriptor, 8 * (block.stop - block.start), 8 * block.start)
-        marks = np.zeros(block.stop - block.start, dtype=np.uint64)  # what is not there is not written
-        marks[: len(raw) // 8] = np.frombuffer(raw[: len(raw) // 8 * 8], dtype=np.uint64)
-        yield block, marks
+        # What is not there is not written.
+        yield block, np.frombuffer(raw.ljust(8 * (block.stop - block.start), b"\0"), dtype=np.uint64)
 
 
 def _alone(descriptor: int) -> bool:

@@ -15,11 +15,9 @@ from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.parts import Modality, Part
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import EncoderModule
+from krossfuse.features.encoding import Prepare
+from krossfuse.features.plan import SHARD, TEXTS
 from krossfuse.fusion.base import Features
-
-SHARD_ROWS = 8
-"""Rows that go through an encoder together: few, so that activations stay in the cache; as in extraction, so that the
-features have the same bits."""
 
 Rows = slice | Tensor
 """Row numbers of one batch."""
@@ -31,7 +29,7 @@ class Batch(NamedTuple):
     Attributes:
         modality: of its rows.
         features: by role, (batch, dim); empty where ``inputs`` are given.
-        inputs: by role, what the encoder of that role takes (images (batch, c, h, w), or tokenised texts).
+        inputs: by role, what the encoder of that role takes (images (batch, c, h, w), or blocks of tokenised texts).
         labels: by label set, (batch,) int64 with -1 where there is no label, or (batch, classes) bool.
         first: row of its first item in the part.
     """
@@ -124,7 +122,8 @@ class RawRows(PartRows):
     def batch(self, rows: Rows) -> Batch:
         """Return the prepared inputs."""
         numbers = range(*rows.indices(self.rows)) if isinstance(rows, slice) else rows.tolist()
-        return prepare(self.modality, [self.items[i] for i in numbers], self.encoders)
+        prepare = Prepare(self.encoders, self.modality, TEXTS)
+        return Batch(self.modality, inputs=prepare.batch([prepare.item(self.items[i]) for i in numbers]))
 
     def take(self, rows: Tensor) -> RawRows:
         """Return some rows, in that order."""
@@ -150,33 +149,6 @@ class _Chosen(Sequence[Any]):
         return self.items[self.rows[index]]
 
 
-def prepare(modality: Modality, items: Sequence[Any], encoders: Mapping[str, EncoderModule]) -> Batch:
-    """Turn RGB images or texts into a batch of inputs of all encoders."""
-    inputs: dict[str, Any] = {}
-    for role, encoder in encoders.items():
-        if modality == "image":
-            inputs[role] = torch.stack([encoder.prepare_image(item) for item in items])
-        else:
-            inputs[role] = dict(encoder.prepare_text([str(item) for item in items]))
-    return Batch(modality, inputs=inputs)
-
-
-@torch.no_grad()
-def encode(modality: Modality, inputs: Mapping[str, Any], encoders: Mapping[str, EncoderModule]) -> dict[str, Tensor]:
-    """Return by role the features (batch, dim) of prepared inputs."""
-    encoded = {}
-    for role, given in inputs.items():
-        encoder = encoders[role]
-        if modality == "image":
-            shards = [images.contiguous(memory_format=torch.channels_last) for images in torch.split(given, SHARD_ROWS)]
-            encoded[role] = torch.cat([encoder.encode_image(images) for images in shards])
-        else:
-            split = {name: torch.split(tensor, SHARD_ROWS) for name, tensor in given.items()}
-            texts = [dict(zip(split, tensors, strict=True)) for tensors in zip(*split.values(), strict=True)]
-            encoded[role] = torch.cat([encoder.encode_text(tokens) for tokens in texts])
-    return encoded
-
-
 Source = FeatureBundle | BaseDataModule
 """Where batches come from: stored features, or a dataset's raw items, which are encoded on the way."""
 
@@ -189,7 +161,14 @@ def sizes_of(source: Source) -> dict[Part, int]:
 
 
 def loader(rows: PartRows, size: int, *, seed: int | None = None) -> DataLoader[Batch]:
-    """Return the loader over a part, ``size`` rows at a time, in order or shuffled by ``seed``."""
+    """Return the loader over a part, ``size`` rows at a time, in order or shuffled by ``seed``.
+
+    Raw items in order come in whole blocks, those that extraction encodes together, so that the features are the same
+    to the bit.
+    """
+    if isinstance(rows, RawRows) and seed is None:
+        block = SHARD if rows.modality == "image" else TEXTS
+        size = max(block, size // block * block)
     return DataLoader(
         rows,
         batch_size=None,

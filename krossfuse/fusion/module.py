@@ -12,8 +12,6 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
@@ -21,6 +19,8 @@ from krossfuse.core.parts import TEST, TRAIN, Modality, Part
 from krossfuse.core.trainers import TrainerFactory, quiet
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import EncoderModule
+from krossfuse.features.encoding import Streams
+from krossfuse.features.plan import SHARD
 from krossfuse.fusion.base import Features, FusionMethod
 from krossfuse.fusion.batches import (
     Batch,
@@ -28,23 +28,18 @@ from krossfuse.fusion.batches import (
     RawRows,
     Source,
     StoredRows,
-    encode,
     loader,
     sizes_of,
 )
 from krossfuse.fusion.fit import FIT_ROWS, fit_method, subset, training_parts
+from krossfuse.fusion.heads import Heads, Loss, Optimisers
 from krossfuse.fusion.rows import RowError, located
 from krossfuse.fusion.sink import MEMORY_LIMIT, RowSink
-from krossfuse.fusion.stream import device_of, part_path, roles_of, select_roles
+from krossfuse.fusion.stream import check_encoders, device_of, part_path, roles_of, select_roles
+from krossfuse.fusion.streaming import EachBatch, FusedStream
 
 BLOCK_ROWS = 4096
 """Rows of stored features fused at a time: 50 MB of 3000 float32 outputs."""
-
-Loss = Callable[[Tensor, Any], Tensor]
-"""``loss(scores, labels)``: labels of the one label set that a head reads, or by name of the several."""
-
-Optimisers = Callable[[list[nn.Parameter]], Any]
-"""What ``configure_optimizers`` returns (an optimiser, or Lightning's mapping with a schedule), from the parameters."""
 
 
 class FusionModule(pl.LightningModule):
@@ -85,21 +80,13 @@ class FusionModule(pl.LightningModule):
             for part in method.modules():  # a wrapped method trains as well
                 if isinstance(part, FusionMethod):
                     part.trainers = trainers
-        wanted = {**roles_of(method.inputs, "image"), **roles_of(method.inputs, "text")}
-        for role, encoder in (encoders or {}).items():
-            if role not in wanted:
-                raise ConfigError(f"no parent of the fusion has the role {role!r}; its parents are {list(wanted)}")
-            if encoder.dim != wanted[role]:
-                raise ConfigError(
-                    f"the encoder of role {role!r} has {encoder.dim} dimensions, the fusion expects {wanted[role]}"
-                )
+        check_encoders(method, {role: encoder.dim for role, encoder in (encoders or {}).items()})
         self._roles = list(encoders or {})
         # A list, because a role may hold characters that a ModuleDict refuses.
         self.encoders = nn.ModuleList((encoders or {}).values()).requires_grad_(False).eval()
-        self.heads = nn.ModuleDict()
-        self.metrics = nn.ModuleDict()
-        self._reads: dict[str, tuple[Modality, str | tuple[str, ...], Loss]] = {}
+        self.heads = Heads()
         self._running: list[tuple[str, PartRows]] = []  # name and rows of each loader, for errors
+        self._streams = Streams(SHARD)
         self._fusing = True
         self._training: list[str] = []
         self._optimisers: Optimisers | None = None
@@ -179,7 +166,10 @@ class FusionModule(pl.LightningModule):
         missing = [role for role in batch.inputs if role not in self._roles]
         if missing:
             raise ConfigError(f"no encoder of role {missing} is loaded; there are {self._roles}")
-        return encode(batch.modality, batch.inputs, self._loaded())
+        modules = {role: self._loaded()[role] for role in batch.inputs}
+        streams = self._streams if self.device.type == "cpu" else Streams(None)
+        with torch.no_grad():
+            return streams(batch.modality, modules, batch.inputs)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the fused embeddings of a batch, (batch, out_dim).
@@ -197,6 +187,16 @@ class FusionModule(pl.LightningModule):
                 f"row {batch.first + int(bad.nonzero()[0])}; scale the features, or use a kernel that normalises"
             )
         return fused
+
+    @contextmanager
+    def encoding(self, device: torch.device) -> Iterator[None]:
+        """Keep the threads on which a CPU encodes raw items, where there are encoders."""
+        if len(self.encoders):
+            self._streams.start(device)
+        try:
+            yield
+        finally:
+            self._streams.stop()
 
     def predict_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> Tensor | Features:
         """Return the fused embeddings of a batch (or its features, while the encoders alone run)."""
@@ -225,7 +225,7 @@ class FusionModule(pl.LightningModule):
         trainer = trainers(log=log, inference_mode=False, fast_dev_run=False, **options)
         self._running = list(running)
         try:
-            with quiet():
+            with quiet(), self.encoding(trainer.strategy.root_device):
                 yield trainer
         except DataError as error:
             # A loader process's error comes with its traceback as text around it.
@@ -243,7 +243,7 @@ class FusionModule(pl.LightningModule):
     ) -> None:
         """Send what each batch becomes to ``write(number of the part, outputs)``, in order."""
         loaders = [loader(rows, batch_size) for _, rows in running]
-        with self._run(running, callbacks=[_Writer(write)], limit_predict_batches=1.0) as trainer:
+        with self._run(running, callbacks=[EachBatch(write)], limit_predict_batches=1.0) as trainer:
             trainer.predict(self, loaders, return_predictions=False)
 
     def _named(self, source: Source, parts: Iterable[Part]) -> list[tuple[str, PartRows]]:
@@ -277,14 +277,31 @@ class FusionModule(pl.LightningModule):
         chosen = [p for p in sizes_of(source) if p.modality in self.method.modalities] if parts is None else list(parts)
         for part in chosen:
             check_choice("modality", part.modality, self.method.modalities)
-        running = self._named(source, chosen)
-        sinks = [
-            RowSink(len(rows), path=part_path(folder, part), memory_limit=memory_limit, keep_on_device=keep_on_device)
-            for part, (_, rows) in zip(chosen, running, strict=True)
-        ]
+        named: dict[str, tuple[PartRows, RowSink]] = {}
+        for part, (name, rows) in zip(chosen, self._named(source, chosen), strict=True):
+            path = part_path(folder, part)
+            sink = RowSink(len(rows), path=path, memory_limit=memory_limit, keep_on_device=keep_on_device)
+            named[name] = (rows, sink)
+        return dict(zip(chosen, self.fill(named, self._batch_size(source)), strict=True))
+
+    def fill(self, named: Mapping[str, tuple[PartRows, RowSink]], batch_size: int) -> list[Tensor]:
+        """Fuse rows into sinks.
+
+        Args:
+            named: by name, for errors, the rows of a part and where they go.
+            batch_size: rows at a time.
+
+        Returns:
+            What each sink holds.
+
+        Raises:
+            DataError: a row that cannot be fused; nothing half-written is left.
+        """
+        sinks = [sink for _, sink in named.values()]
+        running = [(name, rows) for name, (rows, _) in named.items()]
         try:
-            self._predict(running, self._batch_size(source), lambda part, fused: sinks[part].write(fused))
-            return {part: sink.close() for part, sink in zip(chosen, sinks, strict=True)}
+            self._predict(running, batch_size, lambda part, fused: sinks[part].write(fused))
+            return [sink.close() for sink in sinks]
         except BaseException:
             for sink in sinks:
                 sink.abandon()
@@ -349,7 +366,20 @@ class FusionModule(pl.LightningModule):
         It can be walked again and again (another order each time where it is shuffled), and be the training loader of
         any Trainer: nothing but a batch is in memory.
         """
-        return FusedStream(self, self.loader(source, part, label_sets, batch_size=batch_size, seed=seed))
+        batches = self.loader(source, part, label_sets, batch_size=batch_size, seed=seed)
+        return FusedStream(batches, self._fused, self._streaming, dim=self.method.out_dim)
+
+    @contextmanager
+    def _streaming(self) -> Iterator[None]:
+        device = device_of(self.method)
+        self.to(device).eval()
+        with self.encoding(device):
+            yield
+
+    def _fused(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        with torch.no_grad():
+            moved = self.transfer_batch_to_device(batch, device_of(self.method), 0)
+            return self(moved), moved.labels
 
     # Heads
 
@@ -376,32 +406,14 @@ class FusionModule(pl.LightningModule):
             ConfigError: the name is taken or has a dot, the modality cannot be encoded, the head does not take
                 ``out_dim`` features, or several label sets come without a loss.
         """
-        if "." in name or name in self.heads:
-            raise ConfigError(f"head {name!r}: the name must be new and without dots; there are {list(self.heads)}")
         check_choice("modality", modality, self.method.modalities)
-        several = not isinstance(label_set, str)
-        if several and loss is None:
-            raise ConfigError(f"head {name!r} reads the label sets {list(label_set)}, so it needs a loss of its own")
+        device = next(head.parameters(), torch.empty(0, device=device_of(self.method))).device
         with torch.no_grad():
             try:
-                scores = head(torch.ones(1, self.method.out_dim, device=next(head.parameters(), self._like()).device))
+                scores = head(torch.ones(1, self.method.out_dim, device=device))
             except RuntimeError as error:
                 raise ConfigError(f"head {name!r} does not take {self.method.out_dim} features: {error}") from error
-        self.heads[name] = head
-        self.metrics[name] = MetricCollection(
-            {}
-            if several
-            else {
-                f"{name}/top{k}": MulticlassAccuracy(scores.shape[-1], top_k=k, average="micro", ignore_index=-1)
-                for k in (1, 5)
-                if k < scores.shape[-1]
-            }
-        )
-        names = label_set if isinstance(label_set, str) else tuple(label_set)
-        self._reads[name] = (modality, names, loss or nn.CrossEntropyLoss(ignore_index=-1))
-
-    def _like(self) -> Tensor:
-        return torch.empty(0, device=device_of(self.method))
+        self.heads.add(name, head, label_set=label_set, modality=modality, loss=loss, classes=scores.shape[-1])
 
     def train_heads(
         self,
@@ -436,12 +448,10 @@ class FusionModule(pl.LightningModule):
         """
         check_positive("epochs", epochs, integer=True)
         check_positive("batch_size", batch_size, integer=True)
-        chosen = [check_choice("head", name, self.heads) for name in (self.heads if heads is None else heads)]
-        for modality in dict.fromkeys(self._reads[name][0] for name in chosen):
-            self._training = [name for name in chosen if self._reads[name][0] == modality]
-            self._optimisers = optimisers
-            part = Part(split, modality)
-            batches = self.loader(source, part, self._label_sets(self._training), batch_size=batch_size, seed=seed)
+        chosen = self.heads.names if heads is None else [check_choice("head", n, self.heads.names) for n in heads]
+        for modality, names in self.heads.by_modality(chosen).items():
+            self._training, self._optimisers, part = names, optimisers, Part(split, modality)
+            batches = self.loader(source, part, self.heads.label_sets(names), batch_size=batch_size, seed=seed)
             options = {"max_epochs": epochs, "num_sanity_val_steps": 0, **trainer_options}
             try:
                 with self._run(self._named(source, [part]), log=True, **options) as trainer:
@@ -450,28 +460,19 @@ class FusionModule(pl.LightningModule):
                 self._training, self._optimisers = [], None
                 self.eval()
 
-    def _label_sets(self, heads: Iterable[str]) -> list[str]:
-        read = (self._reads[name][1] for name in heads)
-        return list(dict.fromkeys(n for names in read for n in ((names,) if isinstance(names, str) else names)))
-
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Return the sum of the losses of the heads that train."""
         with torch.no_grad(), self._naming(batch, 0):
             fused = self(batch)
-        losses = []
-        for name in self._training:
-            _, label_sets, loss = self._reads[name]
-            scores = self.heads[name](fused)
-            labels = batch.labels[label_sets] if isinstance(label_sets, str) else batch.labels
-            losses.append(loss(scores, labels))
-            if self.logger is not None:
-                self.log(f"{name}/loss", losses[-1], batch_size=len(fused))
-        return torch.stack(losses).sum()
+        losses = {name: self.heads.loss(name, fused, batch.labels) for name in self._training}
+        if self.logger is not None:
+            self.log_dict({f"{name}/loss": loss for name, loss in losses.items()}, batch_size=len(fused))
+        return torch.stack(list(losses.values())).sum()
 
     def configure_optimizers(self) -> Any:
         """Return what :meth:`train_heads` was given, over the parameters of its heads."""
         assert self._optimisers is not None
-        return self._optimisers([p for name in self._training for p in self.heads[name].parameters()])
+        return self._optimisers([p for name in self._training for p in self.heads.head(name).parameters()])
 
     def measure_heads(self, source: Source, *, split: str = TEST) -> dict[str, float]:
         """Return ``<head>/top1`` and ``<head>/top5`` of every head on a split.
@@ -480,10 +481,9 @@ class FusionModule(pl.LightningModule):
             DataError: the split or a head's label set is not there.
         """
         measured: dict[str, float] = {}
-        for modality in dict.fromkeys(modality for modality, *_ in self._reads.values()):
+        for modality, names in self.heads.by_modality(self.heads.measured).items():
             part = Part(split, modality)
-            heads = [name for name in self._reads if self._reads[name][0] == modality and len(self.metrics[name])]  # type: ignore[arg-type]
-            batches = self.loader(source, part, self._label_sets(heads))
+            batches = self.loader(source, part, self.heads.label_sets(names))
             with self._run(self._named(source, [part]), limit_test_batches=1.0) as trainer:
                 for figures in trainer.test(self, batches, verbose=False):
                     measured |= {name: float(value) for name, value in figures.items()}
@@ -493,118 +493,5 @@ class FusionModule(pl.LightningModule):
         """Update the accuracies of the heads that read this modality and whose labels the batch carries."""
         with self._naming(batch, dataloader_idx):
             fused = self(batch)
-        for name, (modality, label_set, _) in self._reads.items():
-            if modality != batch.modality or label_set not in batch.labels:
-                continue
-            metrics = self.metrics[name]
-            assert isinstance(metrics, MetricCollection)
-            metrics.update(self.heads[name](fused), batch.labels[label_set])  # type: ignore[index]
+        for metrics in self.heads.measure(batch.modality, fused, batch.labels):
             self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(fused), add_dataloader_idx=False)
-
-
-class FusedStream:
-    """The fused batches of a part, made as they are asked for: ``(embeddings, labels by label set)``.
-
-    Attributes:
-        rows: items in a pass.
-        dim: of the embeddings.
-    """
-
-    def __init__(self, module: FusionModule, batches: DataLoader[Batch]) -> None:
-        self.module, self.batches = module, batches
-        self.rows, self.dim = len(batches.dataset), module.method.out_dim  # type: ignore[arg-type]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
-        module, device = self.module, device_of(self.module.method)
-        module.to(device).eval()
-        for batch in self.batches:
-            moved = module.transfer_batch_to_device(batch, device, 0)
-            with torch.no_grad():
-                fused = module(moved)
-            yield fused, moved.labels
-
-
-class _Writer(pl.Callback):
-    """Hands on what each batch became."""
-
-    def __init__(self, write: Callable[[int, Any], None]) -> None:
-        self.write = write
-
-    def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.write(dataloader_idx, outputs)
-
-
-def fuse_rows(
-    method: FusionMethod,
-    modality: Modality,
-    features: Features,
-    *,
-    block_rows: int = BLOCK_ROWS,
-    path: Path | str | None = None,
-    memory_limit: float = MEMORY_LIMIT,
-) -> Tensor:
-    """Fuse plain tensors: :meth:`FusionModule.fuse` of one part.
-
-    Args:
-        method: fitted.
-        modality: of the rows.
-        features: by role, (n, dim); may lie over a memory map larger than memory.
-        block_rows: rows a block.
-        path: ``.npy`` file for a result larger than ``memory_limit``, written atomically; None = a temporary file.
-        memory_limit: bytes up to which the result is held in memory.
-
-    Returns:
-        (n, out_dim) on the CPU.
-
-    Raises:
-        DataError: the features do not fit the method.
-
-    Examples:
-        >>> from krossfuse.fusion import InputSpec, PCAConcatenation
-        >>> x = {"cross_modal": torch.randn(10, 4), "dino": torch.randn(10, 6)}
-        >>> method = PCAConcatenation(inputs=InputSpec(cross_modal=4, image_experts={"dino": 6}), dim=3)
-        >>> tuple(fuse_rows(method.fit(image=x), "image", x, block_rows=4).shape)
-        (10, 3)
-    """
-    check_choice("modality", modality, method.modalities)
-    module = FusionModule(method, block_rows=block_rows)
-    rows = StoredRows(modality, select_roles(method, modality, features), {})
-    sink = RowSink(len(rows), path=None if path is None else Path(path), memory_limit=memory_limit)
-    try:
-        module._predict([(f"{modality} features", rows)], block_rows, lambda _, fused: sink.write(fused))
-        return sink.close()
-    except BaseException:
-        sink.abandon()
-        raise
-
-
-def fuse_to_file(
-    method: FusionMethod, modality: Modality, features: Features, path: Path | str, *, block_rows: int = BLOCK_ROWS
-) -> Tensor:
-    """Fuse plain tensors into the ``.npy`` file ``path``, one block in memory at a time; see :func:`fuse_rows`."""
-    return fuse_rows(method, modality, features, block_rows=block_rows, path=path, memory_limit=0)
-
-
-def fuse_bundle(
-    method: FusionMethod,
-    bundle: FeatureBundle,
-    *,
-    parts: Iterable[Part] | None = None,
-    block_rows: int = BLOCK_ROWS,
-    memory_limit: float = MEMORY_LIMIT,
-    folder: Path | str | None = None,
-) -> dict[Part, Tensor]:
-    """Fuse the parts of a bundle: :meth:`FusionModule.fuse` without a module of one's own."""
-    module = FusionModule(method, block_rows=block_rows)
-    return module.fuse(bundle, parts=parts, memory_limit=memory_limit, folder=folder)

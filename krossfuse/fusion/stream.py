@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from krossfuse.core.bundle import FeatureBundle
-from krossfuse.core.errors import DataError
+from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.parts import CROSS_MODAL, Modality, Part
 from krossfuse.fusion.base import Features, FusionMethod, InputSpec
 
@@ -19,6 +19,24 @@ def roles_of(inputs: InputSpec, modality: Modality) -> dict[str, int]:
     """Return, by role, the dimension of the features that one modality brings; the cross-modal encoder first."""
     cross = {} if inputs.cross_modal is None else {CROSS_MODAL: inputs.cross_modal}
     return {**cross, **inputs.experts(modality)}
+
+
+def check_encoders(method: FusionMethod, dims: Mapping[str, int]) -> None:
+    """Check that loaded encoders are parents of a method.
+
+    Args:
+        method: that reads their features.
+        dims: by role, their dimensions.
+
+    Raises:
+        ConfigError: an encoder has a role that the method does not read, or another dimension than it expects.
+    """
+    wanted = {**roles_of(method.inputs, "image"), **roles_of(method.inputs, "text")}
+    for role, dim in dims.items():
+        if role not in wanted:
+            raise ConfigError(f"no parent of the fusion has the role {role!r}; its parents are {list(wanted)}")
+        if dim != wanted[role]:
+            raise ConfigError(f"the encoder of role {role!r} has {dim} dimensions, the fusion expects {wanted[role]}")
 
 
 def inputs_of(bundle: FeatureBundle) -> InputSpec:

@@ -40,6 +40,7 @@ class Ledger:
         self.rates = [1.0] * len(self.clips) if rates is None else [float(rate) for rate in rates]
         if len(self.rates) != len(self.clips):
             raise DataError(f"{len(self.rates)} sampling rates for {len(self.clips)} clients")
+        self.unit, self.method = unit, method
         self.accounts = [Accountant(unit, method=method, population=population) for _ in self.clips]
 
     def step(

@@ -19,7 +19,7 @@ from scipy.special import log_ndtr, ndtr
 
 from krossfuse.core.errors import ConfigError
 from krossfuse.privacy.pairs import Floats, Round
-from krossfuse.privacy.rdp import rdp_epsilon
+from krossfuse.privacy.rdp import rdp, rdp_epsilon
 
 Direction = Literal["remove", "add", "replace"]
 LEAST_DELTA = 1e-10
@@ -64,13 +64,22 @@ def pld_epsilon(rounds: Mapping[Round, int], delta: float) -> float:
     if one:
         others[one] = 1
     upper = rdp_epsilon(rounds, delta)
-    step = max([upper / _STEPS, *(r.largest_loss / _MOST_HALF for r in others)])
+    step = max(_step(others, upper), *(r.largest_loss / _MOST_HALF for r in others), upper / _MOST_POINTS)
     directions: tuple[Direction, ...] = ("remove", "add")
     if all(r.relation == "replace" or r.rate == 1 for r in others):
         directions = ("replace",)
     elif any(r.relation == "replace" for r in others):
         raise ConfigError("sampled rounds of two relations (zero_out and replace) cannot be composed in one account")
     return min(upper, max(_composed_epsilon(others, delta, step, direction, upper) for direction in directions))
+
+
+def _step(rounds: Mapping[Round, int], upper: float) -> float:
+    """Return a grid step that is fine within ε, and adds less than 0.2 % to the variance of the composed loss.
+
+    Connecting the dots adds about step²/6 a round; a round's loss has a variance of about its divergence of order 2.
+    """
+    variance = sum(count * max(rdp(r, (2.0,))[0], 0.0) for r, count in rounds.items()) / sum(rounds.values())
+    return min(upper / _STEPS, 0.1 * math.sqrt(variance)) if variance > 0 else upper / _STEPS
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ def grid_loss(r: Round, step: float, direction: Direction) -> GridLoss:
     else:
         p, q, infinite = _intervals(r, edges, "remove" if direction == "replace" else direction)
     with np.errstate(over="ignore", invalid="ignore"):
-        lower = (q * np.exp(edges[1:]) - p) / math.expm1(step)
+        lower = (q * np.exp(edges[1:]) - p) / np.expm1(step)
     lower = np.clip(np.nan_to_num(lower, nan=0.0, posinf=0.0), 0.0, p)
     masses = np.zeros(len(edges))
     masses[:-1] += lower

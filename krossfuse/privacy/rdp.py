@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import gammaln
 
-from krossfuse.privacy.pairs import Floats, GaussianPair, Round
+from krossfuse.privacy.pairs import Floats, GaussianPair, Round, gaussian_points
 
 ORDERS: Floats = np.unique(
     np.concatenate([1 + np.geomspace(1e-3, 15, 240), np.arange(2.0, 65), 2.0 ** np.arange(6.5, 10, 0.5)])
@@ -98,7 +98,7 @@ def _log_even_moments(r: Round, top: int) -> Floats:
         z = r.multiplier
         for j in range(2, top + 2, 2):
             step = min(z, 1.0) / 32 * min(1.0, 4 / math.sqrt(j))
-            x = np.arange(-12 * z, j + 12 * z + step, step)
+            x = gaussian_points(z, float(j), step)
             terms = j * _log_distance((2 * x - 1) / (2 * z * z)) - x * x / (2 * z * z)
             out[j] = np.logaddexp.reduce(terms) + math.log(step / (z * math.sqrt(2 * math.pi)))
         return out

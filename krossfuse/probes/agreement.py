@@ -55,10 +55,10 @@ def row_spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.f
 class Agreement(Probe):
     """Agreement of an embedding with the cross-modal encoder's own (``space.reference``).
 
-    Figures: ``spearman``, the rank correlation of image-text similarities in the two spaces: ``image-text`` over all
-    pairs together, ``image->text`` the mean over images of the correlation over texts, ``text->image`` the other way;
-    ``zero_shot_agreement``, the share of equal zero-shot decisions, by label set and prompt set; ``modality_gap`` of
-    the fused (``space: fused``) and the cross-modal embedding (``space: cross_modal``), see :func:`modality_gap`.
+    Measurements: ``spearman``, the rank correlation of image-text similarities in the two spaces: ``image-text`` over
+    all pairs together, ``image->text`` the mean over images of the correlation over texts, ``text->image`` the other
+    way; ``zero_shot_agreement``, the share of equal zero-shot decisions, by label set and prompt set; ``modality_gap``
+    of the fused (``space: fused``) and the cross-modal embedding (``space: cross_modal``), see :func:`modality_gap`.
     Texts are those of the split or, where it has none, all class texts.
 
     Args:
@@ -80,9 +80,9 @@ class Agreement(Probe):
         self.zero_shot = ZeroShot(similarity=similarity, split=split)
 
     def _texts(self, space: EmbeddingSpace) -> list[Part]:
-        own = Part(self.scope.split, "text")
-        if own in space and own in space.reference:
-            return [own]
+        texts = Part(self.scope.split, "text")
+        if texts in space and texts in space.reference:
+            return [texts]
         return sorted(p for p in space.parts if p.split.startswith(PROMPTS) and p in space.reference)
 
     def why_not(self, space: EmbeddingSpace) -> str | None:
@@ -127,13 +127,13 @@ class Agreement(Probe):
                 f"a rank correlation needs two images and two texts or more, but {self.scope.split!r} has "
                 f"{len(image_rows)} and {len(text_rows)} (max_items={self.max_items})"
             )
-        fused, own = similarities(space.parts, self.similarity), similarities(space.reference, "cosine")
+        fused, reference = similarities(space.parts, self.similarity), similarities(space.reference, "cosine")
         _check_varied(fused, "fused")
-        _check_varied(own, "cross-modal")
+        _check_varied(reference, "cross-modal")
         shared: dict[str, Any] = {"split": self.scope.split, "n_images": len(image_rows), "n_texts": len(text_rows)}
-        together = float(row_spearman(fused.reshape(1, -1), own.reshape(1, -1))[0])
+        together = float(row_spearman(fused.reshape(1, -1), reference.reshape(1, -1))[0])
         measurements = [Measurement("spearman", together, "image-text", protocol=shared)]
-        for direction, a, b in (("image->text", fused, own), ("text->image", fused.T, own.T)):
+        for direction, a, b in (("image->text", fused, reference), ("text->image", fused.T, reference.T)):
             each = torch.from_numpy(row_spearman(a, b))
             measurements.append(
                 Measurement("spearman", float(each.mean()), direction, protocol=shared, per_item=each.float())
@@ -145,9 +145,9 @@ class Agreement(Probe):
             )
         if self.zero_shot.applies(space):
             measurements += [
-                Measurement("zero_shot_agreement", f.value, f.modality, f.label_set, f.protocol, f.per_item)
-                for f in self.zero_shot.evaluate(space, seed=seed).measurements
-                if f.metric == "agreement"
+                Measurement("zero_shot_agreement", m.value, m.modality, m.label_set, m.protocol, m.per_item)
+                for m in self.zero_shot.evaluate(space, seed=seed).measurements
+                if m.metric == "agreement"
             ]
         texts_are = "split" if texts == [Part(self.scope.split, "text")] else "class texts"
         return ProbeResult(

@@ -85,9 +85,9 @@ def kernel_points(gram: Array) -> Array:
 
 
 class Clustering(Probe):
-    """Clustering into as many clusters as there are classes (method.md, section 8).
+    """Clustering into as many clusters as there are classes.
 
-    Figures ``nmi``, ``ami``, ``ari`` and ``matched_accuracy``, one a method and start; starts differ in
+    Measurements ``nmi``, ``ami``, ``ari`` and ``matched_accuracy``, one a method and start; starts differ in
     ``subset_seed``. ``space`` says what was clustered: ``embedding/kmeans``, ``kernel/spectral`` or
     ``kernel/kmeans``. Where the space has no exact kernel, that of its normalised embeddings is used, and ``kernel``
     says so. Labels only score the outcome, so by default all splits are clustered together.

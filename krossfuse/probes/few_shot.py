@@ -15,7 +15,7 @@ from krossfuse.core.parts import TEST, TRAIN, VAL, Modality, Part
 from krossfuse.probes.base import Measurement, Probe, ProbeResult
 from krossfuse.probes.labelled import labelled, part_labels
 from krossfuse.probes.options import check_counts, check_grid, check_names
-from krossfuse.probes.rows import finite_rows, unit_rows
+from krossfuse.probes.rows import check_range, finite_rows, largest, unit_rows
 from krossfuse.probes.scope import Scope
 from krossfuse.probes.scoring import mean_per_class
 from krossfuse.probes.selection import best_of
@@ -51,13 +51,13 @@ class _Chosen:
 
 
 class FewShot(Probe):
-    """Few-shot classification after cross-modal adaptation (Lin et al., CVPR 2023; method.md, section 8).
+    """Few-shot classification after cross-modal adaptation (Lin et al., CVPR 2023).
 
     Subsets of the training split are drawn by subset seeds 1 ... ``n_seeds``, the same for every method and run
     (:func:`~krossfuse.probes.subsets.draw_few_shot`). The regularisation is the one that is best on the validation
     shots, by accuracy and among equals by log-loss (squared error for ridge), and the classifier trained on the shots
-    alone is tested on all of the test split. Figures: ``accuracy`` and ``mean_per_class_accuracy``, one a number of
-    shots, form and ``subset_seed``. Forms that need texts are left out where the space has none.
+    alone is tested on all of the test split. Measurements: ``accuracy`` and ``mean_per_class_accuracy``, one a
+    number of shots, form and ``subset_seed``. Forms that need texts are left out where the space has none.
 
     Args:
         shots: images a class.
@@ -241,11 +241,11 @@ class FewShot(Probe):
             x[i, :n], y[i, :n], weight[i, :n] = self._read(space, image_part, p.images), labels[p.images], 1.0
             if not len(p.texts):
                 continue
-            own = owner[p.texts]
-            x[i, n:end], y[i, n:end], weight[i, n:end] = self._read(space, p.text_part, p.texts), own, 1.0
+            classes = owner[p.texts]
+            x[i, n:end], y[i, n:end], weight[i, n:end] = self._read(space, p.text_part, p.texts), classes, 1.0
             if self.text_weight is not None:
                 together = p.subset.shots if isinstance(self.text_weight, str) else self.text_weight
-                weight[i, n:end] = together / torch.bincount(own)[own].to(x.dtype)
+                weight[i, n:end] = together / torch.bincount(classes)[classes].to(x.dtype)
         return x, y, weight
 
     def _dtype(self, space: EmbeddingSpace) -> torch.dtype:
@@ -253,7 +253,12 @@ class FewShot(Probe):
 
     def _read(self, space: EmbeddingSpace, part: Part, rows: Tensor) -> Tensor:
         block = space[part][rows].to(self._dtype(space))
-        return unit_rows(block, part, dtype=None, rows=rows) if self.normalise else finite_rows(block, part, rows=rows)
+        if self.normalise:
+            return unit_rows(block, part, dtype=None, rows=rows)
+        if len(finite_rows(block, part, rows=rows)):
+            way_out = "scale the embeddings, or say normalise=true"
+            check_range(largest(block), (1, block.shape[1]), block.dtype, part, way_out=way_out)
+        return block
 
     def _select(self, space: EmbeddingSpace, name: str, problem: _Problem, w: Tensor, b: Tensor) -> _Chosen:
         """Return the solution, of w (n_C, K, dim) and b (n_C, K), that is best on the validation shots."""

@@ -18,7 +18,7 @@ from krossfuse.probes.base import Measurement, Probe, ProbeResult
 from krossfuse.probes.heads import Candidates, LinearHead
 from krossfuse.probes.labelled import all_rows, check_label_set, item_labels
 from krossfuse.probes.options import check_device, solving_device
-from krossfuse.probes.rows import check_range, finite_rows, normalised
+from krossfuse.probes.rows import check_range, finite_rows, largest, normalised
 from krossfuse.probes.scope import Scope
 from krossfuse.probes.scoring import measurements_of_head
 from krossfuse.probes.selection import Selection, best_for, k_folds, selection_parts
@@ -142,8 +142,8 @@ class GridProbe(HeadProbe):
         x = [space[part] for part in parts]
         sets = [space.info.label_sets[name] for name in names]
         labels = [[item_labels(space, part, name) for part in parts] for name in names]
-        joined = [torch.cat(own) for own in labels]
-        train = [Target(own[0], len(s.classes), s.multilabel) for own, s in zip(labels, sets, strict=True)]
+        joined = [torch.cat(by_part) for by_part in labels]
+        train = [Target(by_part[0], len(s.classes), s.multilabel) for by_part, s in zip(labels, sets, strict=True)]
         both = [replace(target, labels=y) for target, y in zip(train, joined, strict=True)]
         every = [selection.grid] * len(names)
         if selection.on_val:
@@ -211,9 +211,7 @@ def check_part(space: EmbeddingSpace, part: Part, *, normalise: bool = False) ->
     x, size = space[part], 0.0
     dtype = torch.promote_types(x.dtype, torch.float32)
     for b in blocks(len(x), READ_ROWS):
-        block = finite_rows(x[b], part, rows=torch.arange(b.start, b.stop))
-        low, high = torch.aminmax(block)
-        size = max(size, -float(low), float(high))
+        size = max(size, largest(finite_rows(x[b], part, rows=torch.arange(b.start, b.stop))))
     if not normalise:
         way_out = "scale the embeddings, or say normalise=true"
         check_range(size, (x.shape[0], x.shape[1]), dtype, part, way_out=way_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class KernelProbe(Probe):
 
     In the dual, scores are ``Σᵢ aᵢ·k(·, xᵢ) + b``; the objectives are those of
     :class:`~krossfuse.probes.RidgeProbe` and :class:`~krossfuse.probes.LinearProbe` in the kernel's feature space, so
-    for a linear kernel they are equal. Time grows with n³ and memory with n², hence ``max_items``. Figures, by
+    for a linear kernel they are equal. Time grows with n³ and memory with n², hence ``max_items``. Measurements, by
     classifier (in the protocol): as of the linear probe.
 
     Args:
@@ -130,9 +131,7 @@ class KernelProbe(Probe):
                 f"the kernel probe of {name!r} has {n} {modality} items to fit, above max_items={self.max_items}; "
                 "raise it (time grows with the cube) or use the linear probe"
             )
-        device = solving_device(self.device)
         gram = torch.cat([torch.cat([kernel(a, rows[a], b, rows[b]) for b in parts], 1) for a in parts]).double()
-        gram = gram if device is None else gram.to(device)
         if not bool(torch.isfinite(gram).all()):
             raise DataError(f"the exact kernel of {[str(p) for p in parts]} has NaN or infinite values")
         target = Target(labels, len(label_set.classes), label_set.multilabel)
@@ -167,7 +166,7 @@ class KernelProbe(Probe):
         for b in blocks(len(tested), _BLOCK):
             across = torch.cat([kernel(test, tested[b], part, rows[part]) for part in parts], 1).double()
             for kind, fit in final.items():
-                by_kind[kind].append(across @ fit.weights[0].T + fit.intercepts[0])
+                by_kind[kind].append((across @ fit.weights[0].T + fit.intercepts[0]).to(truth.device))
         return [
             measurement
             for kind, scores in by_kind.items()
@@ -175,9 +174,14 @@ class KernelProbe(Probe):
         ]
 
     def _solve(self, kind: str, gram: Tensor, target: Target, grid: Sequence[float]) -> Candidates:
-        """Return the dual coefficients (n_grid, classes, n) for each value of the grid."""
+        """Return the dual coefficients (n_grid, classes, n) for each value of the grid, where the kernel matrix is."""
+        device = solving_device(self.device)
+        solved = gram if device is None else gram.to(device)
+        records: list[dict[str, Any]] = [{} for _ in grid]
         if kind == "ridge":
-            ridge = fit_kernel_ridge(gram, signs(target), alphas=grid)
-            return Candidates(ridge.weights, ridge.intercepts, [{} for _ in grid])
-        fit = fit_kernel_logistic(gram, target, C=grid, tol=self.tol, max_iter=self.max_iter)
-        return Candidates(fit.weights, fit.intercepts, fit_records(fit))
+            ridge = fit_kernel_ridge(solved, signs(target), alphas=grid)
+            weights, intercepts = ridge.weights, ridge.intercepts
+        else:
+            fit = fit_kernel_logistic(solved, target, C=grid, tol=self.tol, max_iter=self.max_iter)
+            weights, intercepts, records = fit.weights, fit.intercepts, fit_records(fit)
+        return Candidates(weights.to(gram.device), intercepts.to(gram.device), records)

@@ -14,7 +14,7 @@ from krossfuse.core.parts import TEST, TRAIN, VAL, Modality, Part
 from krossfuse.probes.base import Measurement, Probe, ProbeResult
 from krossfuse.probes.labelled import check_every_class, labelled
 from krossfuse.probes.options import check_counts, check_device, solving_device
-from krossfuse.probes.rows import check_range, finite_rows, unit_rows
+from krossfuse.probes.rows import check_range, finite_rows, largest, unit_rows
 from krossfuse.probes.scope import Scope
 from krossfuse.probes.scoring import accuracy_measurements
 from krossfuse.probes.space import EmbeddingSpace
@@ -65,9 +65,8 @@ def nearest(
         block = source[rows] if device is None else source[rows].to(device)
         if metric == "cosine":
             return unit_rows(block, what, rows=rows, dtype=dtype)
-        low, high = torch.aminmax(finite_rows(block, what, rows=rows))
-        way_out = "scale the embeddings, or say metric=cosine"
-        check_range(max(-float(low), float(high)), (1, block.shape[1]), dtype, what, way_out=way_out)
+        size = largest(finite_rows(block, what, rows=rows))
+        check_range(size, (1, block.shape[1]), dtype, what, way_out="scale the embeddings, or say metric=cosine")
         return block.to(dtype)
 
     scores = torch.empty(len(query_rows), k, dtype=dtype)
@@ -109,7 +108,7 @@ def vote(scores: Tensor, labels: Tensor, n_classes: int, *, temperature: float |
 class KNN(Probe):
     """k-nearest-neighbour classification.
 
-    Figures: ``<k>nn_accuracy`` for every k; and with the k that is best on the validation split (the smallest of
+    Measurements: ``<k>nn_accuracy`` for every k; and with the k that is best on the validation split (the smallest of
     equally good ones), or the only one, ``accuracy`` and ``mean_per_class_accuracy``; it is recorded as ``selected_k``.
     Ties between classes go to the lowest class index, between neighbours to the earlier row.
 

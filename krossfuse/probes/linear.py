@@ -25,7 +25,7 @@ CONSTANT = "constant features"
 
 
 class LinearProbe(GridProbe):
-    """Linear probe: multinomial logistic regression on frozen embeddings (docs/mathematics.md).
+    """Linear probe: multinomial logistic regression on frozen embeddings.
 
     The objective is scikit-learn's, ``C·Σ log-loss + ½‖W‖²`` with an unpenalised intercept, solved to a stated
     tolerance. C is the most accurate of a grid on held-out items (log-loss decides among equals), then the fit is

@@ -25,9 +25,9 @@ class OutOfDistribution(Probe):
     """Accuracy on the dataset's own test split and on shifted ones, whose items no head has been fitted or chosen on.
 
     ``linear`` is :class:`~krossfuse.probes.LinearProbe` on this dataset's training and validation splits;
-    ``zero_shot`` is :class:`~krossfuse.probes.ZeroShot` with the first prompt set of the label set. Figures, by head
-    (in ``form``) and ``split``: ``accuracy`` and ``mean_per_class_accuracy``; by head, ``shifted_accuracy``, the mean
-    of the accuracies on the shifted splits, each counting alike. A shifted split may lack classes.
+    ``zero_shot`` is :class:`~krossfuse.probes.ZeroShot` with the first prompt set of the label set. Measurements, by
+    head (in ``form``) and ``split``: ``accuracy`` and ``mean_per_class_accuracy``; by head, ``shifted_accuracy``, the
+    mean of the accuracies on the shifted splits, each counting alike. A shifted split may lack classes.
 
     Args:
         splits: the shifted splits, or None for every ``test_...`` that the space has.
@@ -104,13 +104,13 @@ class OutOfDistribution(Probe):
                 zero_shot = ZeroShot(label_sets=[name], prompt_sets=[prompt_set], extra_splits=splits[1:])
                 by_head["zero_shot"] = zero_shot.evaluate(space, seed=seed)
             for head, result in by_head.items():
-                own = [
-                    replace(f, protocol={**f.protocol, "form": head})
-                    for f in result.measurements
-                    if f.metric in ("accuracy", "mean_per_class_accuracy")
+                accuracies = [
+                    replace(m, protocol={**m.protocol, "form": head})
+                    for m in result.measurements
+                    if m.metric in ("accuracy", "mean_per_class_accuracy")
                 ]
-                measurements += own
-                away = [f.value for f in own if f.metric == "accuracy" and f.protocol["split"] != TEST]
+                measurements += accuracies
+                away = [m.value for m in accuracies if m.metric == "accuracy" and m.protocol["split"] != TEST]
                 if away:
                     protocol = {"form": head, "splits": splits[1:]}
                     measurements.append(Measurement("shifted_accuracy", sum(away) / len(away), "image", name, protocol))

@@ -59,11 +59,11 @@ def retrieval_ranks(
         DataError: features have NaN.
     """
     n_images, n_texts = len(images), len(texts)
-    own = torch.empty(n_texts, dtype=torch.float64)
+    matched = torch.empty(n_texts, dtype=torch.float64)
     for t in blocks(n_texts, block_rows):
         x = similarity_rows(images[caption_of[t]], names[0], similarity, rows=caption_of[t])
-        own[t] = (x * similarity_rows(texts[t], names[1], similarity, rows=torch.arange(t.start, t.stop))).sum(1)
-    tie = TIE * own.square().mean().sqrt()
+        matched[t] = (x * similarity_rows(texts[t], names[1], similarity, rows=torch.arange(t.start, t.stop))).sum(1)
+    tie = TIE * matched.square().mean().sqrt()
     of_text = torch.zeros(n_texts, dtype=torch.int64)
     of_image = torch.zeros(n_texts, dtype=torch.int64)
     # Captions sorted by image: those of one block of images are one slice.
@@ -76,16 +76,16 @@ def retrieval_ranks(
         for t in blocks(n_texts, block_rows):
             text_rows = torch.arange(t.start, t.stop)
             s = x @ similarity_rows(texts[t], names[1], similarity, rows=text_rows).T
-            of_image[t] += _before(s, own[t][None, :], tie, image_rows[:, None] < caption_of[t][None, :]).sum(0)
+            of_image[t] += _before(s, matched[t][None, :], tie, image_rows[:, None] < caption_of[t][None, :]).sum(0)
             for m in blocks(len(mine), block_rows):
                 pairs = mine[m]
                 row = s[caption_of[pairs] - i.start]
-                of_text[pairs] += _before(row, own[pairs][:, None], tie, text_rows[None, :] < pairs[:, None]).sum(1)
+                of_text[pairs] += _before(row, matched[pairs][:, None], tie, text_rows[None, :] < pairs[:, None]).sum(1)
     return RetrievalRanks(of_text, of_image)
 
 
-def _before(s: Tensor, own: Tensor, tie: Tensor, earlier: Tensor) -> Tensor:
-    return (s > own + tie) | ((s >= own - tie) & earlier)
+def _before(s: Tensor, matched: Tensor, tie: Tensor, earlier: Tensor) -> Tensor:
+    return (s > matched + tie) | ((s >= matched - tie) & earlier)
 
 
 class Retrieval(Probe):

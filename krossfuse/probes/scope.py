@@ -99,10 +99,10 @@ class Scope:
         by_set = {name: list(info.label_sets[name].prompts) for name in self.label_sets or self._candidates(info)}
         lacking = [name for name, prompts in by_set.items() if member not in prompts]
         if (self.label_sets and lacking) or len(lacking) == len(by_set):
-            have = sorted({prompt_set for prompts in by_set.values() for prompt_set in prompts})
+            available = sorted({prompt_set for prompts in by_set.values() for prompt_set in prompts})
             raise ConfigError(
-                f"no prompt set {member!r} for the label sets {lacking} of {info.name!r}; there are {have}"
-                f"{did_you_mean(member, have)}"
+                f"no prompt set {member!r} for the label sets {lacking} of {info.name!r}; there are {available}"
+                f"{did_you_mean(member, available)}"
             )
 
     def _candidates(self, info: DatasetInfo) -> list[str]:
@@ -178,10 +178,10 @@ class Scope:
             missing = [] if any(self._has(space, part) for part in several) else several
         if not missing:
             return None
-        have = [str(p) for p in sorted({*space.parts, *(space.streams if self.streams else ())})]
+        available = [str(p) for p in sorted({*space.parts, *(space.streams if self.streams else ())})]
         streamed = [str(p) for p in missing if p in space.streams]
         only = f" ({streamed} only stream)" if streamed else ""
-        return f"there are no embeddings of {' and '.join(map(str, missing))}{only}; there are {have}"
+        return f"there are no embeddings of {' and '.join(map(str, missing))}{only}; there are {available}"
 
     def _lack(self, space: EmbeddingSpace, modality: Modality, name: str) -> str | None:
         sets = space.info.label_sets

@@ -140,7 +140,7 @@ def best_of(scores: Tensor, labels: Tensor, *, squared: bool = False) -> tuple[i
         labels: (n,) int64.
         squared: whether the loss is the squared error to targets ±1 (ridge), or the log-loss.
     """
-    scores = scores.double()
+    scores = scores.to(labels.device, torch.float64)
     if squared:
         loss = (scores - 2.0 * one_hot(labels, scores.shape[2]) + 1).square().sum((1, 2))
     else:
@@ -159,8 +159,9 @@ def best_for(scores: Tensor, labels: Tensor, label_set: LabelSet, *, squared: bo
         label_set: what is labelled.
         squared: whether the squared error to targets ±1 decides among equally accurate ones, or the log-loss.
     """
+    scores = scores.to(labels.device)
     if label_set.multilabel:
-        precisions = [mean_average_precision(own, labels) for own in scores]
+        precisions = [mean_average_precision(each, labels) for each in scores]
         best = max(range(len(precisions)), key=precisions.__getitem__)
         return best, precisions[best]
     return best_of(scores, labels, squared=squared)

@@ -102,7 +102,10 @@ class SGDProbe(HeadProbe):
         )
         training = _Training(heads, self.epochs * len(stream), self.name, modality)
         accelerator: dict[str, Any] = {} if self.accelerator is None else {"accelerator": self.accelerator}
-        trainer = space.trainers(log=True, max_epochs=self.epochs, num_sanity_val_steps=0, **accelerator)
+        try:
+            trainer = space.trainers(log=True, max_epochs=self.epochs, num_sanity_val_steps=0, **accelerator)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}, accelerator={self.accelerator!r}: {error}") from None
         with quiet(), warnings.catch_warnings():
             # Lightning asks for worker processes and loaders of its own; a stream needs none.
             warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")

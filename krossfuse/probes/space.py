@@ -115,9 +115,9 @@ class EmbeddingSpace:
             return self.parts[part]
         except KeyError:
             pass
-        have = [str(p) for p in sorted(self.parts)]
+        available = [str(p) for p in sorted(self.parts)]
         only = " (it is only streamed)" if part in self.streams else ""
-        raise DataError(f"this embedding of {self.info.name!r} has no part {part}{only}; it has {have}")
+        raise DataError(f"this embedding of {self.info.name!r} has no part {part}{only}; it has {available}")
 
     def count(self, part: Part) -> int:
         """Return the number of rows of a part, held or streamed."""

@@ -75,17 +75,17 @@ class StreamedHeads(nn.Module):
         """
         counts = [len(self.settings) * k for k in self.classes.values()]
         losses = {}
-        for (name, k), own in zip(self.classes.items(), scores.split_with_sizes(counts, 1), strict=True):
+        for (name, k), chosen in zip(self.classes.items(), scores.split_with_sizes(counts, 1), strict=True):
             y = labels[name]
-            own = own.view(len(own), len(self.settings), k)
+            chosen = chosen.view(len(chosen), len(self.settings), k)
             if self.multilabel[name]:
                 each = nn.functional.binary_cross_entropy_with_logits(
-                    own, y[:, None].to(own.dtype).expand_as(own), reduction="sum"
+                    chosen, y[:, None].to(chosen.dtype).expand_as(chosen), reduction="sum"
                 )
                 losses[name] = each / len(y)
             else:
                 each = nn.functional.cross_entropy(
-                    own.transpose(1, 2), y[:, None].expand(-1, own.shape[1]), ignore_index=-1, reduction="sum"
+                    chosen.transpose(1, 2), y[:, None].expand(-1, chosen.shape[1]), ignore_index=-1, reduction="sum"
                 )
                 losses[name] = each / (y >= 0).sum().clamp_min(1)
         return losses

@@ -86,17 +86,17 @@ def draw_few_shot(
     held = min(val_shots, shots)
     train, val = [], []
     for value, name in enumerate(classes):
-        own = _shuffled(labels, value, seed, salt=0)
-        other = own.flip(0) if val_labels is None else _shuffled(val_labels, value, seed, salt=1)
+        rows = _shuffled(labels, value, seed, salt=0)
+        others = rows.flip(0) if val_labels is None else _shuffled(val_labels, value, seed, salt=1)
         needed = shots + (held if val_labels is None else 0)
-        for n, least, what in ((len(own), needed, TRAIN), (len(other), held, VAL)):
+        for n, least, what in ((len(rows), needed, TRAIN), (len(others), held, VAL)):
             if n < least:
                 raise DataError(
                     f"class {name!r} (label {value}) has {n} {what} items, but {shots} shots need {least}; "
                     "use fewer shots (probe.few_shot.shots) or another label set (probe.few_shot.label_sets)"
                 )
-        train.append(own[:shots])
-        val.append(other[:held])
+        train.append(rows[:shots])
+        val.append(others[:held])
     return FewShotSubset(shots, seed, torch.cat(train), torch.cat(val), TRAIN if val_labels is None else VAL)
 
 

@@ -14,7 +14,7 @@ from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Modality, Part
 from krossfuse.data.common import stratified_split
 from krossfuse.probes.base import Measurement, Probe, ProbeResult
 from krossfuse.probes.labelled import check_every_class, part_labels
-from krossfuse.probes.rows import finite_rows, unit_rows
+from krossfuse.probes.rows import check_range, finite_rows, largest, unit_rows
 from krossfuse.probes.scope import Scope
 from krossfuse.probes.scoring import accuracy_measurements
 from krossfuse.probes.selection import Selection, best_of, k_folds
@@ -109,15 +109,15 @@ def _target(r: Round, rows: Tensor) -> Target:
 
 
 class TextProbe(Probe):
-    """Logistic regression on frozen text features, C chosen inside the training rows (method.md, section 8).
+    """Logistic regression on frozen text features, C chosen inside the training rows (SentEval, arXiv 1803.05449).
 
     By ``k-fold``, rows of all splits are joined and cut into stratified folds by the run's seed; in each, C is chosen
     on a held-out part of the training folds, and the classifier refitted on all of them. By ``splits``, C is chosen
     on the validation split, the classifier refitted on train and validation, and tested on the test split. All folds,
     values of C and label sets share each pass over the features.
 
-    Figures: ``accuracy`` (over all tested items) and ``mean_per_class_accuracy``; by ``k-fold`` also ``fold_accuracy``,
-    one a fold with the fold as ``subset_seed``.
+    Measurements: ``accuracy`` (over all tested items) and ``mean_per_class_accuracy``; by ``k-fold`` also
+    ``fold_accuracy``, one a fold with the fold as ``subset_seed``.
 
     Args:
         protocol: ``"k-fold"``, ``"splits"``, or ``"auto"``: what the dataset says (``protocol`` in its fingerprint, so
@@ -207,9 +207,12 @@ class TextProbe(Probe):
         ]
         measurements: list[Measurement] = []
         for name in names:
-            own = [i for i, r in enumerate(rounds) if r.label_set == name]
+            of_set = [i for i, r in enumerate(rounds) if r.label_set == name]
             measurements += _measurements(
-                [rounds[i] for i in own], [chosen[i].C for i in own], [hits[i] for i in own], protocol
+                [rounds[i] for i in of_set],
+                [chosen[i].C for i in of_set],
+                [hits[i] for i in of_set],
+                protocol,
             )
         return ProbeResult(
             measurements,
@@ -227,7 +230,12 @@ class TextProbe(Probe):
         parts = [Part(split, "text") for split in SPLITS if Part(split, "text") in space]
         read = [space[part].to(torch.promote_types(space[part].dtype, torch.float32)) for part in parts]
         both = zip(read, parts, strict=True)
-        return torch.cat([unit_rows(x, p, dtype=None) if self.normalise else finite_rows(x, p) for x, p in both])
+        if self.normalise:
+            return torch.cat([unit_rows(x, part, dtype=None) for x, part in both])
+        for x, part in both:
+            shape, way_out = (len(x), x.shape[1]), "scale the embeddings, or say normalise=true"
+            check_range(largest(finite_rows(x, part)), shape, x.dtype, part, way_out=way_out)
+        return torch.cat(read)
 
     def _rounds(self, space: EmbeddingSpace, name: str, protocol: str, seed: int) -> list[Round]:
         label_set = space.info.label_sets[name]
@@ -263,6 +271,6 @@ def _measurements(rounds: list[Round], selected: list[float], hits: list[Tensor]
     )
     if protocol == "k-fold":
         for fold, (value, r, C, right) in enumerate(zip(accuracies, rounds, selected, hits, strict=True)):
-            own = {"subset_seed": fold, "selected_C": C, "n_test": len(r.test)}
-            measurements.append(Measurement("fold_accuracy", value, "text", name, own, right.float()))
+            of_fold = {"subset_seed": fold, "selected_C": C, "n_test": len(r.test)}
+            measurements.append(Measurement("fold_accuracy", value, "text", name, of_fold, right.float()))
     return measurements

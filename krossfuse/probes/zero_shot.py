@@ -60,6 +60,7 @@ class ZeroShotHead(nn.Module):
         similarity: ``"dot"`` or ``"cosine"`` (each text and, for ``"embeddings"``, each mean is scaled to norm 1).
         cross_modal: (n_texts, d_ψ) the same texts in the cross-modal space. With ``"dot"``, the norm of a class's
             mean is taken there: an expert lengthens the fused texts, but has no say in image-text similarity.
+        name: of the texts, in messages.
 
     Attributes:
         weight: (n_classes, dim) float64 buffer.
@@ -79,6 +80,7 @@ class ZeroShotHead(nn.Module):
         average: Literal["embeddings", "similarities"] = "embeddings",
         similarity: Literal["dot", "cosine"] = "dot",
         cross_modal: Tensor | None = None,
+        name: str = "the class texts",
     ) -> None:
         super().__init__()
         check_choice("average", average, ["embeddings", "similarities"])
@@ -89,11 +91,11 @@ class ZeroShotHead(nn.Module):
         if len(counts) != n_classes or not bool((counts > 0).all()):
             missing = (counts == 0).nonzero().flatten().tolist()
             raise DataError(f"prompts must cover {n_classes} classes, but classes {missing} have no text")
-        weight = _means(similarity_rows(texts, "the class texts", similarity), owner, counts)
+        weight = _means(similarity_rows(texts, name, similarity), owner, counts)
         if average == "embeddings":
             lengths = weight
             if similarity == "dot" and cross_modal is not None:
-                lengths = _means(unit_rows(cross_modal, "the cross-modal class texts"), owner, counts)
+                lengths = _means(unit_rows(cross_modal, f"{name}, cross-modal,"), owner, counts)
             norms = lengths.norm(dim=1, keepdim=True)
             if not bool((norms > 0).all()):
                 raise DataError("the texts of a class cancel out: their mean is zero")
@@ -117,9 +119,9 @@ def _means(texts: Tensor, owner: Tensor, counts: Tensor) -> Tensor:
 
 
 class ZeroShot(Probe):
-    """Zero-shot classification by the nearest class text (method.md, section 8).
+    """Zero-shot classification by the nearest class text (CLIP, arXiv 2103.00020).
 
-    Figures, by label set, prompt set, split and modality: ``accuracy``, ``mean_per_class_accuracy`` (mean over the
+    Measurements, by label set, prompt set, split and modality: ``accuracy``, ``mean_per_class_accuracy`` (mean over the
     classes present), ``top5_accuracy`` where there are more than five classes, and ``agreement``, the share of
     decisions that are the cross-modal encoder's own, where the space has the reference. Heads are named
     ``<label set>/<prompt set>``. Items without a label and multilabel sets are left out.
@@ -213,7 +215,7 @@ class ZeroShot(Probe):
         parts = [Part.prompts(name, member) for member in members]
         owner = torch.cat([p.owner for p in prompts])
         classes = len(label_set.classes)
-        cross_modal = None
+        cross_modal, name_of_texts = None, " and ".join(map(str, parts))
         if all(part in space.reference for part in parts):
             cross_modal = torch.cat([space.reference[part] for part in parts])
         head = ZeroShotHead(
@@ -223,10 +225,18 @@ class ZeroShot(Probe):
             average=self.average,
             similarity=self.similarity,
             cross_modal=cross_modal,
+            name=name_of_texts,
         )
         reference = None
         if cross_modal is not None:
-            reference = ZeroShotHead(cross_modal, owner, n_classes=classes, average=self.average, similarity="cosine")
+            reference = ZeroShotHead(
+                cross_modal,
+                owner,
+                n_classes=classes,
+                average=self.average,
+                similarity="cosine",
+                name=f"reference {name_of_texts}",
+            )
         words = [text for p in prompts for text in p.texts]
         return (
             head,

@@ -8,13 +8,14 @@ A digest covers what can change a measurement, and nothing else. Left out are, k
 * ``paths``, ``store``: where runs and stored features lie.
 * ``logger``, ``figures``, ``save_fusion``: what is shown or kept of a run once it has been measured.
 * ``extraction``: how many items are encoded at a time, and whether a bar shows it; features do not depend on it.
-* ``fuse.block_rows``, ``fuse.memory_limit``: how many rows are fused at a time, and whether they lie in a file.
+* ``fuse.block_rows``, ``fuse.memory_limit``, ``fuse.stream``: how many rows are fused at a time, and whether they lie
+  in memory, in a file or nowhere.
 * ``trainer``: where Lightning works (accelerator, devices, strategy), what it prints and what it keeps. The same draws
   are used on every device, and rounding differs between devices no more than between versions of torch, which are in
   no digest either. ``precision`` rounds on purpose and stays in, and so does every option of a Trainer that
   :data:`OUTSIDE` does not name, for it may change a training.
-* ``data.batch_size``, ``data.num_workers``, ``data.download``, ``data.digest``: how the loader works, whether files may
-  be fetched, and how a changed file is noticed.
+* ``data.batch_size``, ``data.num_workers``, ``data.download``, ``data.digest``, ``data.duplicates``: how the loader
+  works, whether files may be fetched, how a changed file is noticed, and what is said of copies.
 * ``probe.*.block_rows``, ``probe.*.device``, ``probe.*.accelerator``: how many rows are probed at a time, and where.
   (``sgd_probe.batch_size`` changes a training, and stays in.)
 * the other probes: a probe measures the same whichever others run beside it.
@@ -37,8 +38,8 @@ OUTSIDE_DIGEST = frozenset(
 """Top keys of the configuration that change no measurement."""
 
 OUTSIDE: dict[str, frozenset[str]] = {
-    "fuse": frozenset({"block_rows", "memory_limit"}),
-    "data": frozenset({"batch_size", "num_workers", "download", "digest"}),
+    "fuse": frozenset({"block_rows", "memory_limit", "stream"}),
+    "data": frozenset({"batch_size", "num_workers", "download", "digest", "duplicates"}),
     "probe": frozenset({"block_rows", "device", "accelerator"}),
     "trainer": frozenset(
         {

@@ -18,8 +18,8 @@ def run_name(config: Mapping[str, Any], fusion: str) -> str:
         config: the job's resolved configuration.
         fusion: name of the chosen option of the group ``fusion``.
 
-    >>> run_name({"data": {"name": "openmoji"}, "pair": None, "seed": 3, "fusion": {"dim": 64, "C": 1.0}}, "cca")
-    'openmoji-cca-64-C1-seed3-c882bb'
+    >>> run_name({"seed": 3, "data": {"name": "openmoji"}, "fusion": {"dim": 64, "C": 1.0}}, "cca")
+    'openmoji-cca-64-C1-seed3-7aeca1'
     """
     options = config.get("fusion") or {}
     shown = [_option(name, options.get(name)) for name in ("dim", *LINE_FIELDS)]
@@ -28,7 +28,7 @@ def run_name(config: Mapping[str, Any], fusion: str) -> str:
 
 
 def run_tags(config: Mapping[str, Any], fusion: str) -> list[str]:
-    """Return what runs are searched by: dataset, pair, method and probes."""
+    """Return what runs are searched by (dataset, pair, method, probes): each once, none too long for W&B."""
     tags = [*_subject(config), fusion, *(config.get("probe") or {})]
     return list(dict.fromkeys(tag[:64] for tag in tags if tag))
 
@@ -47,8 +47,13 @@ def group_name(name: str, folder: Path) -> str:
 
 
 def _subject(config: Mapping[str, Any]) -> list[str]:
-    nodes = (config.get("data") or {}, config.get("pair") or {})
-    return [str(node.get("name") or node.get("task") or _class_name(node)) for node in nodes if node]
+    """Return the names of the dataset and of the pair, as far as the configuration knows them."""
+    names = []
+    for node in (config.get("data") or {}, config.get("pair") or {}):
+        if node:
+            own = node.get("name") or node.get("dataset") or node.get("task") or Path(str(node.get("path") or "")).stem
+            names.append(str(own or str(node.get("_target_", "")).rpartition(".")[2].lower()))
+    return names
 
 
 def _option(name: str, value: Any) -> str:

@@ -208,8 +208,8 @@ def load_snapshot(folder: str | Path) -> KernelSnapshot | None:
             matches=arrays["matches"],
             about=meta["about"],
         )
-    except KeyError as error:
-        raise ResultsError(f"{path} is damaged: it lacks {error}; run its job again") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultsError(f"{path} is damaged ({error!r}); run its job again") from None
 
 
 def _group(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, Matrix]:

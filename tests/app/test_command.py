@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -15,7 +16,7 @@ from krossfuse import __version__, app
 from krossfuse.core.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-GROUPS = ("data", "pair", "fusion", "fusion/kernel", "fusion/sketch", "probe", "trainer", "logger")
+GROUPS = ("job", "data", "store", "pair", "fusion", "fusion/kernel", "fusion/sketch", "probe", "trainer", "logger")
 CASES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 NEEDS: dict[str, list[str]] = {
     # What an option cannot do without: a path, or a method that takes it.
@@ -24,6 +25,7 @@ NEEDS: dict[str, list[str]] = {
     "data=mnist": ["data.root=mnist"],
     "data=senteval": ["data.root=text", "pair=openmoji_text"],
     "data=text_files": ["data.root=texts", "data.files={all: all.txt}", "pair=openmoji_text"],
+    "store=fsspec": ["store.url=memory://features"],
     "pair=none": ["data=embeddings", "data.path=features.npz"],
     "fusion=text_expert": ["pair=openmoji_text"],
     "pair=openmoji_experts": ["fusion=unimodal_krossfuse"],
@@ -41,6 +43,10 @@ def composed(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize(("group", "option"), CASES, ids=lambda value: str(value))
 def test_every_option_of_every_group_builds(group: str, option: str) -> None:
     choice = f"{group}=[{option}]" if group == "probe" else f"{group}={option}"
+    if choice == "trainer=gpu" and not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="trainer=.*gpu"):  # said before any work
+            app.check(composed(choice))
+        return
     app.check(composed(choice, *NEEDS.get(choice, [])))
 
 

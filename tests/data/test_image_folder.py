@@ -99,9 +99,9 @@ def test_unreadable_image_is_named_when_it_is_read(folder_of_images):
     broken.write_bytes(broken.read_bytes()[:40])
     dm = ImageFolder(root=str(root), num_workers=1)
     part = next(part for part in dm.parts() if str(broken) in dm.items(part).paths)
-    dm.select(part, lambda image: image.size, list)
+    loader = dm.loader(part, lambda image: image.size, list, [range(len(dm.items(part)))])
     with pytest.raises(DataError, match=r"cannot read image .*a/000\.png"):
-        list(dm.predict_dataloader())
+        list(loader)
 
 
 def test_bad_folders(folder_of_images, tmp_path):

@@ -32,29 +32,29 @@ def test_parts_and_items(toy):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("skip", [0, 1, 4, 6])
-def test_loader_serves_rows_in_order_from_skip(toy, num_workers, skip):
-    dm = toy(batch_size=2, num_workers=num_workers)
+@pytest.mark.parametrize("batches", [[(0, 1), (2, 3), (4, 5)], [(4,), (0, 3)], []])
+def test_loader_serves_the_rows_that_are_asked_for(toy, num_workers, batches):
+    dm = toy(num_workers=num_workers)
     part = Part("test", "image")
-    dm.select(part, brightness, torch.tensor, skip)
-    served = [value for batch in dm.predict_dataloader() for value in batch.tolist()]
-    assert served == pytest.approx([brightness(item) for item in dm.items(part)][skip:])
+    loader = dm.loader(part, brightness, torch.tensor, batches)
+    assert len(loader) == len(batches)
+    served = list(loader)
+    assert [rows for rows, _ in served] == batches
+    for rows, values in served:
+        assert values.tolist() == pytest.approx([brightness(dm.items(part)[row]) for row in rows])
 
 
 def test_text_parts_are_read_in_the_main_process(toy):
-    dm = toy(batch_size=4, num_workers=2)
-    dm.select(Part("val", "text"), str.upper, list)
-    loader = dm.predict_dataloader()
+    loader = toy(num_workers=2).loader(Part("val", "text"), str.upper, list, [range(4), range(4, 6)])
     assert loader.num_workers == 0
-    assert [len(batch) for batch in loader] == [4, 2]
-    assert next(iter(loader))[0] == "VAL 0"
+    assert [len(items) for _, items in loader] == [4, 2]
+    assert next(iter(loader))[1][0] == "VAL 0"
 
 
 def test_error_of_a_worker_keeps_its_type_and_name(toy):
-    dm = toy(num_workers=1)
-    dm.select(Part("val", "image"), raises, list)
+    loader = toy(num_workers=1).loader(Part("val", "image"), raises, list, [(0,)])
     with pytest.raises(DataError, match=r"cannot read image 'x\.png'"):
-        list(dm.predict_dataloader())
+        list(loader)
 
 
 def test_part_fingerprint(toy):
@@ -70,14 +70,6 @@ def test_part_fingerprint(toy):
 def test_bad_options(toy, bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         toy(**bad)
-
-
-def test_wrong_use(toy):
-    dm = toy()
-    with pytest.raises(RuntimeError, match="select"):
-        dm.predict_dataloader()
-    with pytest.raises(ValueError, match="skip=7 is outside 0 to 6"):
-        dm.select(Part("val", "image"), brightness, list, 7)
 
 
 def test_default_workers_leave_a_core(toy):

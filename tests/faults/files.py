@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from faults.case import Made
 from numpy.typing import NDArray
 from PIL import Image
-
-from faults.case import Made
 
 Arrays = dict[str, NDArray[Any]]
 Files = Callable[[Path, Made], object]
@@ -144,7 +143,11 @@ def picture(color: str, number: int) -> Image.Image:
 
 
 def images(
-    folders: Sequence[str] = SHAPES, *, each: int = 8, root: str = "images", change: Callable[[Path], object] | None = None
+    folders: Sequence[str] = SHAPES,
+    *,
+    each: int = 8,
+    root: str = "images",
+    change: Callable[[Path], object] | None = None,
 ) -> Files:
     """Return what writes a folder of images, ``each`` of a class, and then changes it."""
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-
 from faults.case import TRACEBACK, Case, Made, Outcome, in_own_process, in_process, missing
 from faults.cases import CASES
 
@@ -26,7 +25,9 @@ PYTHON = ("Error in call to target", "HYDRA_FULL_ERROR", "TypeError(", "object h
 
 def assert_says(case: Case, text: str) -> None:
     assert not missing(case.words, text), f"not said: {missing(case.words, text)}; said:\n{text}"
-    assert not (misleading := [word for word in (*case.never, *PYTHON) if word.lower() in text.lower()]), f"{misleading}:\n{text}"
+    assert not (misleading := [word for word in (*case.never, *PYTHON) if word.lower() in text.lower()]), (
+        f"{misleading}:\n{text}"
+    )
 
 
 @pytest.mark.parametrize("case", [parameter(case) for case in CASES])

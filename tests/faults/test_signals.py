@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from faults.case import FAILED, TRACEBACK, Made
 from faults.files import EMBEDDINGS, IMAGES, embeddings, images, run_folder
 
@@ -108,9 +107,7 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(
     assert "Exception ignored" not in err, err
 
 
-def test_a_disk_that_is_full_is_said(
-    start: Start, made: Made, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_disk_that_is_full_is_said(start: Start, made: Made, record_property: Callable[[str, object], None]) -> None:
     record_property("faults", 1)
     embeddings()(Path.cwd(), made)
     process = start(

@@ -34,6 +34,8 @@ class Decoded(ImageFiles):
 
 
 class ToyData(BaseDataModule):
+    sizes: Mapping[str, int] = SIZES
+
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(**{"batch_size": 4, "num_workers": 0, **options})
         self.folder = folder
@@ -43,7 +45,7 @@ class ToyData(BaseDataModule):
         items: dict[Part, Sequence[Any]] = {}
         labels = {}
         rng = np.random.default_rng(0)
-        for split, n in SIZES.items():
+        for split, n in self.sizes.items():
             paths = [self.folder / f"{split}_{i}.png" for i in range(n)]
             for path in paths:
                 pixels = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
@@ -53,7 +55,7 @@ class ToyData(BaseDataModule):
             items[Part(split, "text")] = [f"text {split} {i}" for i in range(n)]
             labels[split] = torch.arange(n) % 2
         prompts = {"simple": make_prompts(["a {}"], ["cat", "dog"])}
-        caption_of = {split: torch.arange(n) for split, n in SIZES.items()}
+        caption_of = {split: torch.arange(n) for split, n in self.sizes.items()}
         info = DatasetInfo("toy", {"seed": 0}, {"animal": LabelSet(("cat", "dog"), labels, prompts)}, caption_of)
         return info, items
 

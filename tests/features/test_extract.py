@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from feature_toys import SIZES, ToyData, ToyEncoder, ToyModule
+from feature_toys import SIZES, Decoded, ToyData, ToyEncoder, ToyModule
 
 from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError
@@ -294,3 +295,43 @@ if __name__ == "__main__":
     two = run(ToyData(images), pair, store)
     assert loads(pair) == [0, 0, 0]
     same_bits(run(ToyData(images), make_pair(), LocalStore(store.root / "one")), two)
+
+
+def two_devices(code: str, images: Path, root: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program that extracts on two CPU devices, with the helpers of this file."""
+    script = root.with_name("program.py")
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom test_extract import *\n"
+        "data, store = ToyData(Path(sys.argv[2])), LocalStore(sys.argv[3])\n"
+        'trainer = {"accelerator": "cpu", "devices": 2}\nif __name__ == "__main__":\n' + code
+    )
+    command = [sys.executable, script, Path(__file__).parent, images, root]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_an_error_on_two_devices_is_told_plainly(images: Path, store: LocalStore) -> None:
+    ToyData(images).setup()
+    (images / "train_0.png").write_bytes(b"no image")
+    done = two_devices(
+        "    try:\n        run(data, make_pair(), store, trainer=trainer)\n"
+        "    except DataError as error:\n        print('told:', error)\n",
+        images,
+        store.root,
+    )
+    assert "told: cannot read image" in done.stdout, done.stdout + done.stderr
+    assert "train_0.png" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_loader_process_that_is_killed_is_told_plainly(
+    images: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(self: Decoded, index: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    data = ToyData(images, num_workers=1)
+    data.setup()
+    monkeypatch.setattr(Decoded, "__getitem__", die)
+    with pytest.raises(DataError, match=r"a process that decodes items ended .*What was encoded is kept: run again"):
+        run(data, make_pair(), store)

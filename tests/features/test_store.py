@@ -31,7 +31,7 @@ def fill(store: LocalStore, k: FeatureKey, features: torch.Tensor, dtype: str = 
 
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
     """Run code in another process that has the helpers of ``store_toys``."""
-    source = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom store_toys import *\n{code}"
+    source = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\nfrom store_toys import *\n{code}"
     return subprocess.Popen([sys.executable, "-c", source, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
 
 

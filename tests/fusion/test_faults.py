@@ -42,7 +42,8 @@ from krossfuse.fusion import (
     UnimodalKrossFuse,
 )
 from krossfuse.fusion.fit import check_fit, fit_method
-from krossfuse.fusion.module import FusionModule, fuse_rows
+from krossfuse.fusion.module import FusionModule
+from krossfuse.fusion.plain import fuse_rows
 
 INPUTS = InputSpec(cross_modal=12, image_experts={"dino": 16})
 HUGE = 1_000_000_000

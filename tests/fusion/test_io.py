@@ -213,4 +213,5 @@ def test_files_of_the_first_version_are_read(name: str) -> None:
     expected = load_file(folder / "encoded.safetensors")
     for modality in method.modalities:
         x = {r: expected[f"x/{modality}/{r}"] for r in ("cross_modal", *method.inputs.experts(modality))}
-        assert torch.equal(method.encode(modality, x), expected[f"{name}/{modality}"])
+        # Not to the bit: other versions of torch bring other builds of BLAS.
+        torch.testing.assert_close(method.encode(modality, x), expected[f"{name}/{modality}"], rtol=1e-6, atol=1e-6)

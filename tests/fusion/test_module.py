@@ -17,11 +17,13 @@ from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import TEST, Part
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.encoders.base import EncoderModule
+from krossfuse.features.encoding import Prepare
 from krossfuse.fusion.base import InputSpec
-from krossfuse.fusion.batches import Batch, prepare
+from krossfuse.fusion.batches import Batch
 from krossfuse.fusion.fit import fit_method
 from krossfuse.fusion.methods import PCAConcatenation
-from krossfuse.fusion.module import FusionModule, fuse_bundle, fuse_rows, fuse_to_file
+from krossfuse.fusion.module import FusionModule
+from krossfuse.fusion.plain import fuse_bundle, fuse_rows, fuse_to_file
 from krossfuse.fusion.stream import inputs_of, kernel_of
 
 IMAGE_ONLY = InputSpec(cross_modal=12, image_experts={"dino": 16})
@@ -97,13 +99,15 @@ def test_raw_inputs_end_to_end(toy_bundle: FeatureBundle) -> None:
     encoders = {"cross_modal": Means(12), "dino": Means(16)}
     module = FusionModule(pca(), encoders=encoders).fit(toy_bundle)
     images = [Image.new("RGB", (8, 8), (40 * i, 255 - 40 * i, 9)) for i in range(5)]
-    batch = prepare("image", images, encoders)
+    prepare = {modality: Prepare(encoders, modality, 64) for modality in ("image", "text")}
+    batch = Batch("image", inputs=prepare["image"].batch([prepare["image"].item(image) for image in images]))
     features = module.features(batch)
     assert torch.equal(features["dino"], encoders["dino"].encode_image(batch.inputs["dino"]))
     expected = module.method.encode("image", features)
     assert torch.equal(module(batch), expected)
     assert torch.equal(module.predict_step(Batch("image", features)), expected)
-    assert module(prepare("text", ["a bee", "a cab"], {"cross_modal": encoders["cross_modal"]})).shape == (2, 5)
+    texts = prepare["text"].batch(["a bee", "a cab"])
+    assert module(Batch("text", inputs={"cross_modal": texts["cross_modal"]})).shape == (2, 5)
     module.train()
     assert not any(encoder.training for encoder in module.encoders)
     assert not any(p.requires_grad for p in module.encoders.parameters())

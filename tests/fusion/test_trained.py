@@ -14,7 +14,7 @@ from krossfuse.core.parts import Part
 from krossfuse.fusion.base import InputSpec
 from krossfuse.fusion.fit import fit_method
 from krossfuse.fusion.methods import Attention, Comm, Gate, TrainedFusion
-from krossfuse.fusion.module import fuse_bundle
+from krossfuse.fusion.plain import fuse_bundle
 
 IMAGE = InputSpec(cross_modal=12, image_experts={"dino": 16})
 TEXT = InputSpec(cross_modal=12, text_experts={"minilm": 10})

@@ -137,7 +137,7 @@ def test_names_codes_and_choice():
     assert lattice_of_code(255) is None
     with pytest.raises(ConfigError, match="did you mean 'E8'"):
         find_lattice("E88")
-    assert choose_lattice(1.0, 1.0).name == "Z1"
-    assert choose_lattice(1.5, 1.0).name == "E8"
+    assert choose_lattice(0.8, 1.0).name == "Z1"
+    assert choose_lattice(1.0, 1.0).name == "E8"
     with pytest.raises(ConfigError, match="2\\^30 quantiser steps"):
         find_lattice("Z1").index(np.array([[2.0**31]]), np.zeros(1, np.uint8))

@@ -130,7 +130,7 @@ def test_rate_of_z1_falls_with_the_signal(s):
 
 def test_auto_takes_the_cheaper_lattice():
     auto = make_mechanism("cepam", sigma=1.0)
-    for s in (0.3, 3.0):
+    for s in (0.3, 0.8, 0.9, 3.0):
         rates = [rate(make_mechanism("cepam", sigma=1.0, lattice=name), s, 40_000) for name in ("Z1", "E8")]
         assert rate(auto, s, 40_000) == pytest.approx(min(rates), abs=1e-9)
 

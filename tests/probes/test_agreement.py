@@ -23,7 +23,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def make_space(seed: int = 0, *, C: float | None = 2.0) -> EmbeddingSpace:
-    """The direct sum of method.md, section 7 (C given), or noise unrelated to the reference."""
+    """The direct sum of docs/mathematics.md, section 4 (C given), or noise unrelated to the reference."""
     g = torch.Generator().manual_seed(seed)
     reference = {part: torch.randn(n, 8, generator=g) for part, n in ((IMAGES, 50), (TEXTS, 60), (PROMPTS, 4))}
     parts = {}

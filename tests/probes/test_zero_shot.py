@@ -60,7 +60,7 @@ def class_texts(space: EmbeddingSpace, prompt_set: str = "photo") -> Tensor:
 
 
 def exact_alignment(space: EmbeddingSpace, C: float, *, text_expert: bool = False) -> EmbeddingSpace:
-    """Direct sum of method.md, section 7, in float32; the experts' sketches have norms of their own."""
+    """Direct sum of docs/mathematics.md, section 3, in float32; the experts' sketches have norms of their own."""
     g = torch.Generator().manual_seed(0)
     fused = {}
     for part, x in space.parts.items():

@@ -111,6 +111,60 @@ def test_names_from_outside_are_escaped(sweep: Any) -> None:
     assert "&lt;script&gt;" in page
 
 
+NAMES = "<script>alert(1)</script> [x](y) *b* `c` a|b $x$ [red]z[/red]"
+
+
+def test_markdown_holds_names_as_they_are(sweep: Any) -> None:
+    sweep.run("cross_modal", {NAMES: 0.5}, data="<b>data</b>")
+    sweep.run(NAMES, {NAMES: 0.5}, protocols=[{"shots": 1, "form": "I", "subset_seed": 1}], data="<b>data</b>")
+    console = Console(width=400, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    report(sweep.folder, formats=("md", "terminal"), pictures=(), console=console)
+    text = (sweep.folder / "report" / "results.md").read_text()
+    assert "<" not in text.replace("<br>", "")
+    assert r"&lt;script&gt;alert(1)&lt;/script&gt; \[x\](y) \*b\* \`c\` a\|b \$x\$" in text
+    shown = console.export_text()
+    assert "[red]z[/red]" in shown
+    assert "<b>data</b>" in shown
+
+
+def test_any_row_can_be_the_baseline(quickstart: Path, capsys: Any) -> None:
+    def verdicts(*arguments: str) -> Any:
+        assert main([str(quickstart), "--format", "csv", "terminal", "--figures", "kernels", *arguments]) == 0
+        return pd.read_csv(quickstart / "report" / "results.csv")
+
+    by_default = verdicts()
+    assert set(by_default["baseline"]) == {"Cross-modal alone (256)"}
+    by_name, by_number = verdicts("--baseline", "Concatenation"), verdicts("--baseline", "3")
+    pd.testing.assert_frame_equal(by_name, by_number)
+    assert "Difference to Concatenation:" in capsys.readouterr().out
+    compared = by_name.dropna(subset=["difference"])
+    assert set(compared["label"]) == set(by_name["label"]) - {"Concatenation"}
+    means = by_name.set_index(["label", "dim", "probe", "label_set"])["mean"]
+    for _, row in compared.iterrows():
+        base = means[("Concatenation", 1536, row["probe"], row["label_set"])]
+        assert row["difference"] == pytest.approx(row["mean"] - base)
+    with pytest.raises(ConfigError, match=r"several rows .* 6: RP-KrossFuse, exact \(768\); 7"):
+        verdicts("--baseline", "rp-krossfuse, exact")
+    assert len(verdicts("--baseline", "RP-KrossFuse, exact (1500)")) == len(by_default)
+    with pytest.raises(ConfigError, match=r"no row 'Concat'.*3: Concatenation \(1536\)"):
+        verdicts("--baseline", "Concat")
+    with pytest.raises(ConfigError, match="no row 12"):
+        verdicts("--baseline", "12")
+
+
+def test_one_seed_and_more_seeds_are_said(sweep: Any) -> None:
+    sweep.run("cross_modal", {"group": 0.6}, deterministic=True)
+    sweep.run("gate", {"group": 0.9})
+    for seed, accuracy in enumerate((0.60, 0.68, 0.70)):
+        sweep.run("attn", {"group": accuracy}, seed=seed)
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    report(sweep.folder, formats=("terminal",), pictures=(), console=console)
+    text = console.export_text()
+    assert "† one seed of a method that depends on it" in text
+    assert re.search(r"89\.\d ±\d\.\d† \+\d+\.\d ▲", text)
+    assert re.search(r"More seeds would be needed to show a difference.*: \d+ for \+\d\.\d of ATTN \(64\)", text)
+
+
 def test_nothing_to_report_says_why(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="no such folder"):
         report(tmp_path / "nowhere")

@@ -27,7 +27,7 @@ from krossfuse.report.pictures import (
 from krossfuse.report.pictures.labels import spread
 from krossfuse.report.pictures.projections import _distances
 from krossfuse.report.pictures.snapshots import Shot
-from krossfuse.report.pictures.style import STYLE, families
+from krossfuse.report.pictures.style import STYLE, families, settle
 from krossfuse.results.aggregate import aggregate
 from krossfuse.results.runs import read_runs
 from krossfuse.results.snapshot import KernelSnapshot
@@ -187,3 +187,57 @@ def test_class_names_are_drawn_as_they_are(quickstart: Path, tmp_path: Path) -> 
         assert figure is not None
         figure.savefig(tmp_path / "names.png")
     assert {label.get_text() for axes in figure.axes for label in axes.get_yticklabels()} >= set(names)
+
+
+@pytest.mark.filterwarnings("error")
+def test_letters_that_no_font_has_and_long_names_warn_of_nothing(sweep: Any, tmp_path: Path) -> None:
+    strange = "犬 ខ្មែរ \U0001fae8 " + "long " * 40
+    for fusion in ("cross_modal", strange):
+        for dim in (64, 128):
+            sweep.run(fusion, {strange: 0.5}, dim=dim, deterministic=True, data=strange)
+        sweep.run(
+            fusion, {strange: 0.5}, dim=64, deterministic=True, data=strange,
+            protocols=[{"shots": k, "form": "I", "subset_seed": s} for k in (1, 2) for s in (1, 2)],
+        )  # fmt: skip
+    board = board_of(sweep.folder)
+    one = shot(board)
+    made = replace(one, snapshot=replace(one.snapshot, classes=(strange, "b", "ж"), label_set=strange))
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        for number, draw in enumerate((kernel_heat_maps, similarity_distributions)):
+            figure = draw(board, [made])
+            assert figure is not None
+            settle(figure)
+            figure.savefig(tmp_path / f"{number}.png")
+    written = save_pictures([board], read_runs(sweep.folder), tmp_path)
+    assert {path.stem for path in written} == {"linear_against_zero_shot", "accuracy_against_dimension", "few_shot"}
+
+
+def test_titles_of_panels_lie_inside_the_picture(quickstart: Path) -> None:
+    board = board_of(quickstart)
+    one = shot(board)
+    wide = replace(one, row=replace(one.row, label="RP-KrossFuse, exact, complex to real SRHT, weight 3, and more"))
+    for draw in (similarity_distributions, kernel_heat_maps):
+        figure = draw(board, [wide])
+        assert figure is not None
+        settle(figure)
+        width = figure.get_window_extent().x1
+        for axes in figure.axes:
+            for title in (axes.title, axes._left_title):
+                if title.get_text():
+                    assert title.get_window_extent().x1 <= width
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_few_items_in_a_snapshot_draw_what_they_can(quickstart: Path, rows: int, tmp_path: Path) -> None:
+    import torch
+
+    from krossfuse.results.snapshot import make_snapshot, save_snapshot
+
+    x = torch.randn(rows, 4, generator=torch.Generator().manual_seed(0))
+    folder = quickstart / "6"
+    shots = {"cross_modal": x, "experts": {"dino": x**2}, "fused": x, "text_cross_modal": x, "text_fused": x}
+    save_snapshot(make_snapshot(torch.arange(rows), list("abc"), text_of=torch.arange(rows), **shots), folder)
+    runs = read_runs(quickstart)
+    written = save_pictures(boards(aggregate(runs)[0]), runs, tmp_path, kinds=["kernels", "similarities"])
+    assert {path.stem for path in written} == (set() if rows == 1 else {"kernels", "similarities"})

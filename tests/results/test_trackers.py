@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import struct
 import time
 from pathlib import Path
@@ -52,6 +54,12 @@ def scan(folder: Path) -> list[Any]:
     return found
 
 
+def wandb_tables(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return every table that was logged under a name."""
+    files = folder.glob(f"wandb/offline-run-*/files/media/table/{name}_*.table.json")
+    return [json.loads(file.read_text()) for file in sorted(files)]
+
+
 def picture(folder: Path) -> Path:
     from PIL import Image
 
@@ -87,6 +95,27 @@ def test_wandb_holds_config_summary_table_and_picture(tmp_path: Path) -> None:
     logged = {i.key or "/".join(i.nested_key) for r in records if r.HasField("history") for i in r.history.item}
     assert {"records", "board", "heat"} <= {name.split("/")[0] for name in logged}
     assert [r.exit.exit_code for r in records if r.HasField("exit")] == [0]
+
+
+def test_wandb_holds_the_records_of_every_probe_in_one_table(tmp_path: Path) -> None:
+    with WandbTracker().run(tmp_path, {}, name="job") as run:
+        run.log_records([RECORD])
+        run.log_records([dataclasses.replace(RECORD, probe="knn", fusion_config={"C": 0.1, "sketch": "srht"})])
+    records = wandb_records(tmp_path)
+    rows_of_history = [{i.key or i.nested_key[0] for i in r.history.item} for r in records if r.HasField("history")]
+    assert sum("records" in row for row in rows_of_history) == 1
+    (table,) = wandb_tables(tmp_path, "records")
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["measurement"] for row in rows] == ["few_shot/accuracy/image/group", "knn/accuracy/image/group"]
+    assert [(row["C"], row["sketch"]) for row in rows] == [("", ""), ("0.1", "srht")]
+
+
+def test_wandb_knows_the_kind_of_job_and_tags_once(tmp_path: Path) -> None:
+    tracker = WandbTracker(tags=["a"])
+    with tracker.run(tmp_path, {}, name="job", group="sweep 1", job_type="report", tags=["a", "b"]):
+        pass
+    started = next(r.run for r in wandb_records(tmp_path) if r.HasField("run"))
+    assert (started.job_type, started.run_group, list(started.tags)) == ("report", "sweep 1", ["a", "b"])
 
 
 def test_wandb_closes_a_failed_job_with_exit_code_1_and_the_next_starts_afresh(tmp_path: Path) -> None:

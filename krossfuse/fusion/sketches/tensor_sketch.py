@@ -44,6 +44,8 @@ class TensorSketch(RandomSketch):
 
     def multiply(self, projections: Sequence[Tensor]) -> Tensor:
         """Return the circular convolution."""
+        if not all(len(p) for p in projections):
+            return multiply(projections)  # MKL transforms no empty batch before torch 2.14 (pytorch issue 174984)
         product: Tensor = torch.fft.irfft(multiply([torch.fft.rfft(p) for p in projections]), n=self.out_dim)
         return product
 

@@ -29,7 +29,7 @@ class Cepam(Mechanism):
     Attributes:
         sigma: standard deviation of one client's noise; Laplace noise has scale b = sigma/√2.
         law: ``gaussian`` or ``laplace``.
-        lattice: a lattice's name, or ``auto``: E8 for updates of rms above 1.3·sigma, Z1 below (always for Laplace).
+        lattice: a lattice's name, or ``auto``: E8 for updates of rms above 0.85·sigma, Z1 below (always for Laplace).
             The choice depends on the update but the error's law does not depend on the choice.
 
     Raises:

@@ -203,8 +203,8 @@ def evaluate(
         for i, target in enumerate(targets):
             if target.intercept:
                 chunks = [
-                    (at, own[i].view(*own[i].shape[:2], *shapes[i][1:]))
-                    for (at, _), own in zip(kept, columns, strict=True)
+                    (at, piece[i].view(*piece[i].shape[:2], *shapes[i][1:]))
+                    for (at, _), piece in zip(kept, columns, strict=True)
                 ]
                 trials[i][..., -1], curvature[i] = target.balance(chunks, trials[i][..., -1], bounds[i])
     offset = torch.cat([w[..., -1].flatten(1) for w in trials], 1)[:, None]
@@ -214,20 +214,20 @@ def evaluate(
     for k, (part, block) in enumerate(rows):
         scores = (kept[k][1] if kept else rows.scores(block, stacked).add_(shift)).add_(offset)
         residuals = []
-        for i, own in enumerate(torch.split(scores, sizes, 2)):
-            loss, residual = targets[i].loss(own.reshape(*own.shape[:2], *shapes[i][1:]), part)
+        for i, piece in enumerate(torch.split(scores, sizes, 2)):
+            loss, residual = targets[i].loss(piece.reshape(*piece.shape[:2], *shapes[i][1:]), part)
             losses[i] += loss
             residuals.append(residual.flatten(2))
         residual = residuals[0] if len(residuals) == 1 else torch.cat(residuals, 2)
         gradient += rows.gather(residual, block)
         sums += residual.sum(1)
     out = []
-    for i, (own, total) in enumerate(zip(torch.split(gradient, sizes, 1), torch.split(sums, sizes, 1), strict=True)):
+    for i, (piece, total) in enumerate(zip(torch.split(gradient, sizes, 1), torch.split(sums, sizes, 1), strict=True)):
         target, w, strength = targets[i], trials[i], strengths[i]
         g = torch.empty_like(w)
         if target.intercept:
-            own -= total[..., None] * target.mean[:, None]
-        g[..., :-1] = own.view_as(w[..., :-1]) + strength[..., None, None].to(w.dtype) * w[..., :-1]
+            piece -= total[..., None] * target.mean[:, None]
+        g[..., :-1] = piece.view_as(w[..., :-1]) + strength[..., None, None].to(w.dtype) * w[..., :-1]
         g[..., -1] = total.view(w.shape[:3]) if target.intercept else 0
         out.append((losses[i] + strength / 2 * w[..., :-1].double().square().sum((2, 3)), g, curvature[i]))
     return out

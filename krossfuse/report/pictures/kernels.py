@@ -14,10 +14,15 @@ from krossfuse.report.pictures.style import drawable, grid_of, new_picture, pane
 from krossfuse.results.snapshot import KernelSnapshot
 
 
-def _contrast(snapshot: KernelSnapshot, matrix: NDArray[np.float32]) -> tuple[float, float]:
+def _contrast(snapshot: KernelSnapshot, matrix: NDArray[np.float32]) -> tuple[float, ...]:
     same = snapshot.labels[:, None] == snapshot.labels[None, :]
     off = ~np.eye(len(same), dtype=bool)
-    return float(matrix[same & off].mean()), float(matrix[~same].mean())
+    # A class of one item has nothing within it, and one class nothing between.
+    return tuple(float(part.mean()) if part.size else float("nan") for part in (matrix[same & off], matrix[~same]))
+
+
+def _shown(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.2f}"
 
 
 def kernel_heat_maps(board: Board, shots: Sequence[Shot]) -> Figure | None:
@@ -50,7 +55,7 @@ def kernel_heat_maps(board: Board, shots: Sequence[Shot]) -> Figure | None:
             axes.axvline(edge, color="white", lw=0.5, alpha=0.8)
         within, between = _contrast(snapshot, matrix)
         axes.set_title(panel_title(title, 3.1))
-        axes.set_xlabel(f"w {within:.2f}   b {between:.2f}   w − b {within - between:.2f}")
+        axes.set_xlabel(f"w {_shown(within)}   b {_shown(between)}   w − b {_shown(within - between)}")
         axes.set_xticks([])
         if len(present) <= 14 and number % n_columns == 0:
             names = [drawable(snapshot.classes[label], most=32) for label in present]

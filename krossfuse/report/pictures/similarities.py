@@ -18,7 +18,7 @@ def similarity_distributions(board: Board, shots: Sequence[Shot]) -> Figure | No
     """Draw similarities of matching and non-matching image-text pairs, before fusion and after."""
     before = next((s.snapshot for s in shots if "cross_modal" in s.snapshot.similarities), None)
     after = [s for s in shots if "fused" in s.snapshot.similarities and s.row.fusion != PARENT][:5]
-    if before is None or not after:
+    if before is None or not after or before.matches.all() or not before.matches.any():
         return None
     panels = [("before: cross-modal encoder", before.similarities["cross_modal"], before.matches)]
     for shot in after:

@@ -42,7 +42,8 @@ def shots_of(board: Board, runs: Sequence[Run]) -> list[Shot]:
 
 def panels_of(shots: Sequence[Shot]) -> tuple[KernelSnapshot, dict[str, tuple[str, NDArray[np.float32]]]] | None:
     """Return the snapshot with most kernels and, by name, the title and matrix of each panel."""
-    full = [s for s in shots if len(s.snapshot.kernels) > 2]
+    # One item (figures.max_items=1) is similar to itself, and that is all.
+    full = [s for s in shots if len(s.snapshot.kernels) > 2 and len(s.snapshot.labels) > 1]
     if not full:
         return None
     # The last method is the one that is furthest from the parents; its own embedding is shown beside the exact product.

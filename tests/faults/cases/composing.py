@@ -35,7 +35,12 @@ def said_once(words: str) -> Callable[[Path, Outcome], None]:
 def option(name: str, override: str, *words: str | tuple[str, ...], **more: object) -> Case:
     """Return a case of one override on good embeddings."""
     return Case(
-        id=name, room=APP, run=[*EMBEDDINGS, override], files=embeddings(), words=words, **more  # type: ignore[arg-type]
+        id=name,
+        room=APP,
+        run=[*EMBEDDINGS, override],
+        files=embeddings(),
+        words=words,
+        **more,  # type: ignore[arg-type]
     )
 
 
@@ -58,47 +63,69 @@ TYPOS = [
     Case(id="top-key", room=APP, run=["sed=1"], words=["no key 'sed'", "did you mean 'seed'?"], short=True),
     Case(id="group", room=APP, run=["fuson=rp_krossfuse"], words=["fuson", "did you mean 'fusion'?"]),
     Case(
-        id="option", room=APP, run=["fusion=rp_krosfuse"],
+        id="option",
+        room=APP,
+        run=["fusion=rp_krosfuse"],
         words=["group 'fusion' has no option 'rp_krosfuse'", "did you mean 'rp_krossfuse'?", "spectral_krossfuse"],
         short=True,
     ),
     Case(
-        id="option-unlike-any", room=APP, run=["pair=zzz"],
+        id="option-unlike-any",
+        room=APP,
+        run=["pair=zzz"],
         words=["group 'pair' has no option 'zzz'", "openmoji_image", "clip_dinov2"],
     ),
     Case(
         id="nested-group", room=APP, run=["fusion/skech=srht"], words=["fusion/skech", "did you mean 'fusion/sketch'?"]
     ),
     Case(
-        id="nested-option", room=APP, run=["fusion/sketch=srth"],
+        id="nested-option",
+        room=APP,
+        run=["fusion/sketch=srth"],
         words=["group 'fusion/sketch' has no option 'srth'", "did you mean 'srht'?"],
     ),
     Case(
-        id="option-in-a-list", room=APP, run=["probe=[zero_shot,linear_prob]"],
+        id="option-in-a-list",
+        room=APP,
+        run=["probe=[zero_shot,linear_prob]"],
         words=["group 'probe' has no option 'linear_prob'", "did you mean 'linear_probe'?"],
     ),
     Case(
-        id="nested-key", room=APP, run=["probe.linear_probe.gird=[1]"],
+        id="nested-key",
+        room=APP,
+        run=["probe.linear_probe.gird=[1]"],
         words=["no key 'probe.linear_probe.gird'", "did you mean 'probe.linear_probe.grid'?"],
     ),
     Case(
-        id="key-of-a-probe-not-chosen", room=APP, run=["probe=[knn]", "probe.linear_probe.grid=[1]"],
-        words=["no key 'probe.linear_probe.grid'", "probe=[knn,linear_probe]"], never=["did you mean"],
+        id="key-of-a-probe-not-chosen",
+        room=APP,
+        run=["probe=[knn]", "probe.linear_probe.grid=[1]"],
+        words=["no key 'probe.linear_probe.grid'", "probe=[knn,linear_probe]"],
+        never=["did you mean"],
     ),
     Case(
-        id="key-of-another-method", room=APP, run=["fusion=concatenation", "fusion.dim=300"],
+        id="key-of-another-method",
+        room=APP,
+        run=["fusion=concatenation", "fusion.dim=300"],
         words=["no key 'fusion.dim'", "fusion.weights"],
     ),
     Case(
-        id="experiment", room=APP, run=["-m", "experiment=quickstartt"],
+        id="experiment",
+        room=APP,
+        run=["-m", "experiment=quickstartt"],
         words=["no option 'quickstartt'", "did you mean 'quickstart'?"],
     ),
     Case(
-        id="job", room=APP, run=["job=fuse_and_prob"], words=["no option 'fuse_and_prob'", "did you mean 'fuse_and_probe'"]
+        id="job",
+        room=APP,
+        run=["job=fuse_and_prob"],
+        words=["no option 'fuse_and_prob'", "did you mean 'fuse_and_probe'"],
     ),
     Case(id="in-a-sweep", room=APP, run=["-m", "fusion.dim=3,4", "sed=1"], words=["did you mean 'seed'?"]),
     Case(
-        id="key-of-one-of-the-swept-options", room=APP, run=["-m", "fusion=rp_krossfuse,cross_modal", "fusion.C=1"],
+        id="key-of-one-of-the-swept-options",
+        room=APP,
+        run=["-m", "fusion=rp_krossfuse,cross_modal", "fusion.C=1"],
         words=["one of the chosen options has no key 'fusion.C'", "hydra.sweeper.grids"],
     ),
     option("appended-top-key", "+extra=1", "no key 'extra'"),
@@ -109,8 +136,11 @@ TYPOS = [
     option("appended-trainer-key", "+trainer.acelerator=cpu", "trainer", "acelerator", "did you mean 'accelerator'"),
     option("appended-paths-key", "+paths.stor=x", "no key 'paths.stor'", "did you mean 'store'"),
     Case(
-        id="appended-kernel-key", room=APP, run=[*EMBEDDINGS, "fusion/kernel=gaussian", "+fusion.kernel.bandwith=1"],
-        files=embeddings(), words=["fusion", "bandwith", "did you mean 'bandwidth'"],
+        id="appended-kernel-key",
+        room=APP,
+        run=[*EMBEDDINGS, "fusion/kernel=gaussian", "+fusion.kernel.bandwith=1"],
+        files=embeddings(),
+        words=["fusion", "bandwith", "did you mean 'bandwidth'"],
     ),
 ]
 

@@ -9,10 +9,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
 from faults.case import Case, Made, Outcome, measured, warned
 from faults.files import IMAGES, SHAPES, TEXTS, good_lines, images, picture, texts
+from PIL import Image
 
 DATA = "data"
 
@@ -32,7 +31,12 @@ def of_texts(
 ) -> Case:  # fmt: skip
     """Return a case of a file of labelled texts."""
     return Case(
-        id=name, room=DATA, run=[*TEXTS, *run], files=files or texts(lines), words=words, **more  # type: ignore[arg-type]
+        id=name,
+        room=DATA,
+        run=[*TEXTS, *run],
+        files=files or texts(lines),
+        words=words,
+        **more,  # type: ignore[arg-type]
     )
 
 

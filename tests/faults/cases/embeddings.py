@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from faults.case import Case, Made, Outcome, measured, warned
 from faults.files import (
-    EMBEDDINGS, Arrays, Files, arrays, damaged, embeddings, pickled, replacing, safetensors_header, setting,
+    EMBEDDINGS,
+    Arrays,
+    Files,
+    arrays,
+    damaged,
+    embeddings,
+    pickled,
+    replacing,
+    safetensors_header,
+    setting,
     write_arrays,
 )  # fmt: skip
 

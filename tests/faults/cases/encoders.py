@@ -53,44 +53,128 @@ DINO = ("pair=clip_dinov2", "pair.cross_modal._target_=krossfuse.encoders.bundle
 """A pair whose image expert is transformers'; the bundled encoder stands beside it, so that nothing is fetched."""
 
 CASES = [
-    of("hub-without-a-network", "clip", ("hub", "Hugging Face"), ("HF_HOME", "local", "path", "folder"),
-       run=("pair=clip_dinov2",), process=True, environment={"HF_HOME": "none"}, timeout=120),
+    of(
+        "hub-without-a-network",
+        "clip",
+        ("hub", "Hugging Face"),
+        ("HF_HOME", "local", "path", "folder"),
+        run=("pair=clip_dinov2",),
+        process=True,
+        environment={"HF_HOME": "none"},
+        timeout=120,
+    ),
     of("expert-from-the-hub-without-a-network", "facebook/dinov2-base", "Hugging Face hub", "HF_HOME", run=DINO),
-    of("model-folder-not-there", "model='./nowhere'", "folder", "OWNER/NAME",
-       run=(*DINO, "pair.image_experts.dinov2.model=./nowhere"), short=True),
-    of("model-folder-without-weights", "model", "safetensors", run=(*DINO, "pair.image_experts.dinov2.model=model"),
-       files=model_of(None)),
-    of("model-folder-with-damaged-weights", "model", ("cannot be loaded", "cannot load", "damaged"),
-       run=(*DINO, "pair.image_experts.dinov2.model=model"), files=model_of(b"\0" * 100)),
+    of(
+        "model-folder-not-there",
+        "model='./nowhere'",
+        "folder",
+        "OWNER/NAME",
+        run=(*DINO, "pair.image_experts.dinov2.model=./nowhere"),
+        short=True,
+    ),
+    of(
+        "model-folder-without-weights",
+        "model",
+        "safetensors",
+        run=(*DINO, "pair.image_experts.dinov2.model=model"),
+        files=model_of(None),
+    ),
+    of(
+        "model-folder-with-damaged-weights",
+        "model",
+        ("cannot be loaded", "cannot load", "damaged"),
+        run=(*DINO, "pair.image_experts.dinov2.model=model"),
+        files=model_of(b"\0" * 100),
+    ),
     of("pooling", "pooling='clss'", "did you mean 'cls'", run=(*DINO, "pair.image_experts.dinov2.pooling=clss")),
-    of("architecture", "ViT-B-33", "did you mean", run=(
-        "pair=clip_dinov2", "pair.cross_modal.architecture=ViT-B-33", "pair.cross_modal.pretrained=laion2b_s34b_b79k")),
+    of(
+        "architecture",
+        "ViT-B-33",
+        "did you mean",
+        run=(
+            "pair=clip_dinov2",
+            "pair.cross_modal.architecture=ViT-B-33",
+            "pair.cross_modal.pretrained=laion2b_s34b_b79k",
+        ),
+    ),
     of("pretrained", "openay", "openai", run=("pair=clip_dinov2", "pair.cross_modal.pretrained=openay")),
     of("weights-not-there", "weights", "nowhere.safetensors", run=("pair.cross_modal.weights=nowhere.safetensors",)),
-    of("weights-damaged", "weights", "broken.safetensors", run=("pair.cross_modal.weights=broken.safetensors",),
-       files=with_file("broken.safetensors", b"\0" * 500)),
-    of("weights-are-a-folder", "weights='images'", "folder", never=("no such file",), run=("pair.cross_modal.weights=images",)),
+    of(
+        "weights-damaged",
+        "weights",
+        "broken.safetensors",
+        run=("pair.cross_modal.weights=broken.safetensors",),
+        files=with_file("broken.safetensors", b"\0" * 500),
+    ),
+    of(
+        "weights-are-a-folder",
+        "weights='images'",
+        "folder",
+        never=("no such file",),
+        run=("pair.cross_modal.weights=images",),
+    ),
     of("max-length-zero", "max_length=0", "positive", run=("pair.cross_modal.max_length=0",)),
     of("max-length-too-large", "max_length=100000", run=("pair.cross_modal.max_length=100000",)),
-    of("timm-without-a-tag", "resnet50", "tag", run=(
-        "+pair.image_experts.t={_target_: krossfuse.encoders.timm_adapter.Timm, model: resnet50}",)),
-    of("timm-checkpoint-not-there", "no such file", "nowhere.pth", run=(
-        "+pair.image_experts.t={_target_: krossfuse.encoders.timm_adapter.Timm, model: resnet50, "
-        "checkpoint: nowhere.pth}",)),
-    of("sentence-transformer-not-there", "./nowhere", run=(
-        "+pair.text_experts.s={_target_: krossfuse.encoders.sentence_transformers_adapter.SentenceTransformerText, "
-        "model: ./nowhere}",)),
-    of("encoder-with-a-typo-in-an-option", "pair", "wights", "did you mean 'weights'",
-       run=("+pair.cross_modal.wights=x",)),
-    of("expert-is-no-encoder", "pair", "image_experts", "dict", "Encoder", run=(
-        "+pair.image_experts.x={_target_: builtins.dict}",)),
-    of("no-encoders-at-all", "pair", "encoder", run=("pair.cross_modal=null", "~pair.image_experts.efficientnet_lite0")),
-    of("expert-named-like-the-role", "pair", "cross_modal", run=(
-        "+pair.image_experts.cross_modal={_target_: krossfuse.encoders.bundled.EfficientNetLite0}",)),
-    of("image-expert-on-the-side-of-texts", "pair", "text", "efficientnet", run=(
-        "+pair.text_experts.e={_target_: krossfuse.encoders.bundled.EfficientNetLite0}",)),
-    of("experts-alone-fused-with-a-cross-modal-method", "cross-modal", "unimodal_krossfuse",
-       run=("pair=openmoji_experts", "fusion=rp_krossfuse")),
+    of(
+        "timm-without-a-tag",
+        "resnet50",
+        "tag",
+        run=("+pair.image_experts.t={_target_: krossfuse.encoders.timm_adapter.Timm, model: resnet50}",),
+    ),
+    of(
+        "timm-checkpoint-not-there",
+        "no such file",
+        "nowhere.pth",
+        run=(
+            "+pair.image_experts.t={_target_: krossfuse.encoders.timm_adapter.Timm, model: resnet50, "
+            "checkpoint: nowhere.pth}",
+        ),
+    ),
+    of(
+        "sentence-transformer-not-there",
+        "./nowhere",
+        run=(
+            "+pair.text_experts.s={_target_: krossfuse.encoders.sentence_transformers_adapter.SentenceTransformerText, "
+            "model: ./nowhere}",
+        ),
+    ),
+    of(
+        "encoder-with-a-typo-in-an-option",
+        "pair",
+        "wights",
+        "did you mean 'weights'",
+        run=("+pair.cross_modal.wights=x",),
+    ),
+    of(
+        "expert-is-no-encoder",
+        "pair",
+        "image_experts",
+        "dict",
+        "Encoder",
+        run=("+pair.image_experts.x={_target_: builtins.dict}",),
+    ),
+    of(
+        "no-encoders-at-all", "pair", "encoder", run=("pair.cross_modal=null", "~pair.image_experts.efficientnet_lite0")
+    ),
+    of(
+        "expert-named-like-the-role",
+        "pair",
+        "cross_modal",
+        run=("+pair.image_experts.cross_modal={_target_: krossfuse.encoders.bundled.EfficientNetLite0}",),
+    ),
+    of(
+        "image-expert-on-the-side-of-texts",
+        "pair",
+        "text",
+        "efficientnet",
+        run=("+pair.text_experts.e={_target_: krossfuse.encoders.bundled.EfficientNetLite0}",),
+    ),
+    of(
+        "experts-alone-fused-with-a-cross-modal-method",
+        "cross-modal",
+        "unimodal_krossfuse",
+        run=("pair=openmoji_experts", "fusion=rp_krossfuse"),
+    ),
     of("no-expert-in-the-pair", "expert", run=("~pair.image_experts.efficientnet_lite0", "fusion=rp_krossfuse")),
     of("text-expert-alone-on-images", "parent='text'", run=("fusion=text_expert",)),
 ]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from faults.case import FAILED, Case, Outcome, measured
 from faults.files import EMBEDDINGS, Arrays, Files, embeddings
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from faults.case import Case, measured, warned
 from faults.files import EMBEDDINGS, Arrays, Files, embeddings
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from faults.case import Case, Made
 
 FUSION = "fusion"
@@ -197,6 +196,7 @@ def inputs(**options: Any) -> Callable[[Path], object]:
 def bundle_without(part: str) -> Callable[[Path], object]:
     def call(folder: Path) -> object:
         from faults.files import arrays, write_arrays
+
         from krossfuse import Part
         from krossfuse.features.embeddings import EmbeddingsFile
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from faults.case import FAILED, Case, Made, Outcome, measured
+from faults.case import FAILED, Case, Outcome, measured
 from faults.files import EMBEDDINGS, embeddings, run_folder, sweep_folder
 
 RESULTS = "results"

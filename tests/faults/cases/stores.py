@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.case import FAILED, Case, Outcome, measured, warned
-from faults.files import EMBEDDINGS, IMAGES, editing, embeddings, entries, images, store
+from faults.files import IMAGES, editing, entries, images, store
 
 FEATURES = "features"
 AT = ("--store", "store")

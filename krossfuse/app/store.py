@@ -132,7 +132,8 @@ def _verify(store: FeatureStore, options: argparse.Namespace) -> int:
 
 
 def _delete(store: FeatureStore, options: argparse.Namespace) -> int:
-    if not (options.all or options.keys or options.dataset or options.encoder or options.partial):
+    named = options.dataset is not None or options.encoder is not None
+    if not (options.all or options.keys or named or options.partial):
         raise ConfigError("krossfuse store delete: say what (KEY, --dataset, --encoder, --partial) or --all")
     entries = _chosen(store, options, one=True)
     _print(store, entries, "Would be deleted" if options.dry_run else "To delete")
