@@ -78,6 +78,8 @@ def take_up_user_code(arguments: Sequence[str] = ()) -> list[str]:
             given.append(word.partition("=")[2])
         else:
             rest.append(word)
+    if any(not text for text in given):
+        raise ConfigError("--config-dir is not followed by a folder; say --config-dir FOLDER")
     if given:
         fresh = [str(Path(text).expanduser().resolve()) for text in given]
         os.environ[USER_CONFIG] = os.pathsep.join(dict.fromkeys([*_listed(), *fresh]))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from krossfuse.core.blocks import blocks
-from krossfuse.core.errors import DataError, check_choice, check_positive
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
 from krossfuse.core.parts import SPLITS, Modality, Part
 from krossfuse.probes.base import Measurement, Probe, ProbeResult
 from krossfuse.probes.labelled import labelled
@@ -169,7 +169,10 @@ class Clustering(Probe):
 
         parts = [Part(split, modality) for split in splits]
         items = [labelled(space, split, modality, name) for split in splits]
-        rows, labels = _draw([r for r, _ in items], torch.cat([y for _, y in items]), self.max_items, seed)
+        every = torch.cat([y for _, y in items])
+        if self.max_items < (present := len(torch.unique(every))):
+            raise ConfigError(f"max_items={self.max_items} is fewer than the {present} classes of {name!r}; raise it")
+        rows, labels = _draw([r for r, _ in items], every, self.max_items, seed)
         clusters = int((torch.bincount(labels) > 0).sum())
         if clusters < 2:
             raise DataError(f"clustering needs two classes or more, but the items of {name!r} have {clusters}")

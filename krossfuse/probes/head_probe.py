@@ -21,7 +21,7 @@ from krossfuse.probes.options import check_device, solving_device
 from krossfuse.probes.rows import check_range, finite_rows, largest, normalised
 from krossfuse.probes.scope import Scope
 from krossfuse.probes.scoring import measurements_of_head
-from krossfuse.probes.selection import Selection, best_for, k_folds, selection_parts
+from krossfuse.probes.selection import Selection, best_for, k_folds, selection_parts, warn_once
 from krossfuse.probes.solvers import Target
 from krossfuse.probes.space import READ_ROWS, EmbeddingSpace
 
@@ -162,12 +162,15 @@ class GridProbe(HeadProbe):
         for i, name in enumerate(names):
             best, score = chosen[i]
             fit, pick, used = final[i], picks[i], (joined if selection.refit else [y[0] for y in labels])[i]
+            what = f"{self.name} of {space.info.name!r}, {name!r}, {modality}"
+            if fit.records[pick].get("ended") == "max_iter":
+                warn_once(f"{what}: the solver did not converge in max_iter steps; raise max_iter")
             protocol = {
                 self.knob: selection.grid[best],
                 "selection_score": score,
                 "n_train": len(all_rows(used)),
                 **fit.records[pick],
-                **selection.edge(best, self.knob, f"{self.name} of {space.info.name!r}, {name!r}, {modality}"),
+                **selection.edge(best, self.knob, what),
             }
             head = LinearHead(fit.weights[pick].clone(), fit.intercepts[pick].clone(), normalise=self.normalise)
             heads[name] = (head, protocol)

@@ -52,6 +52,8 @@ class Selection:
         check_positive("n_folds", self.n_folds, integer=True)
         if self.n_folds < 2:
             raise ConfigError(f"n_folds={self.n_folds} must be 2 or more")
+        if not isinstance(self.refit, bool):
+            raise ConfigError(f"refit={self.refit!r} must be true or false")
         if self.selection == "k-fold" and not self.refit:
             raise ConfigError("selection='k-fold' has no fit of its own to test: refit must be true")
 
@@ -73,12 +75,13 @@ class Selection:
             return {}
         side = "smallest" if index == 0 else "largest"
         best = f"{self.grid[index]:g}, the {side} of {self.name}"
-        _warn_once(f"{what}: the best {knob} is {best}; a wider one may hold a better")
+        warn_once(f"{what}: the best {knob} is {best}; a wider one may hold a better")
         return {"selected_at_edge": True}
 
 
 @functools.lru_cache(maxsize=4096)
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Log a warning that has not been logged yet: the jobs of a sweep say the same."""
     log.warning("%s", message)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from krossfuse.core.errors import check_choice
+from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.core.files import write_whole
 from krossfuse.report.boards import Board, boards
 from krossfuse.report.few_shot import few_shot_table
@@ -156,6 +156,8 @@ def main(argv: list[str] | None = None) -> int:
         ' (default: the cross-modal encoder alone), e.g. "Concatenation"',
     )
     arguments = parser.parse_args(argv)
+    if not arguments.folder.strip():
+        raise ConfigError("krossfuse report: the folder is empty; was a variable not set?")
     console = make_console()
     written = report(
         arguments.folder,

@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from krossfuse.core.errors import ConfigError, did_you_mean
+from krossfuse.core.errors import ConfigError, DataError, did_you_mean
 from krossfuse.core.metrics import Metric, find_metric
 from krossfuse.results.errors import ResultsError
 
@@ -122,9 +122,13 @@ def parse_record(line: str) -> Record:
     described = {name: value for name, value in repeated.items() if value not in ("", None)}
     record = Record(**fields | {"fusion_config": described | fields.get("fusion_config", {})})
     try:
-        record.declaration()
+        metric = record.declaration()
     except (ConfigError, TypeError) as error:
         raise ResultsError(f"field 'declared' is no metric: {error}") from None
+    try:
+        metric.check(record.value)
+    except DataError as error:
+        raise ResultsError(str(error)) from None
     return record
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ KILLS = int(os.environ.get("KROSSFUSE_KILLS", "3"))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for survivors in /proc")
 @pytest.mark.timeout(120 * KILLS + 600)
-def test_kills() -> None:
+def test_kills(record_property: Callable[[str, object], None]) -> None:
     command = [sys.executable, Path(__file__).with_name("kill_harness.py"), "--count", str(KILLS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     counts = json.loads(done.stdout.splitlines()[-1])
     print(counts)
     assert counts["kills"] == KILLS
+    record_property("kills", KILLS)
     assert sum(n for what, n in counts.items() if what.startswith("killed on")) == KILLS
     assert max(counts["seconds until all processes had ended"].values()) < 10

@@ -134,7 +134,7 @@ PICTURES = [
     Case(id="nothing-leaks-from-libraries", room="report", process=True, status=0, after=quiet, files=embeddings(),
          run=[*EMBEDDINGS, "probe=[linear_probe,zero_shot,retrieval,clustering]", "probe.clustering.n_seeds=1",
               "probe.retrieval.ks=[1]"]),
-    Case(id="a-dataset-with-a-script-for-a-name", room="report", status=0, files=embeddings(),
+    Case(id="a-dataset-with-a-script-for-a-name", room="report", status=0, short=True, files=embeddings(),
          run=[*EMBEDDINGS, f"data.name='{SCRIPT}'"],
          after=lambda folder, outcome: [no_script(path) for path in folder.rglob("results.md")]),
 ]  # fmt: skip
