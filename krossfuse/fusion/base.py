@@ -30,11 +30,20 @@ class InputSpec:
         cross_modal: dimension d_ψ of the cross-modal encoder, or None when experts of one modality are fused.
         image_experts: by name, dimension d_γ of each image expert.
         text_experts: by name, dimension d_γ of each text expert.
+
+    Raises:
+        ConfigError: an expert of images and one of texts have one name.
     """
 
     cross_modal: int | None = None
     image_experts: Mapping[str, int] = field(default_factory=dict)
     text_experts: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that a name stands for one expert."""
+        both = sorted(set(self.image_experts) & set(self.text_experts))
+        if both:
+            raise ConfigError(f"experts {both} are on both sides, images and texts; give each its own name")
 
     def experts(self, modality: Modality) -> Mapping[str, int]:
         """Return the experts of one modality."""

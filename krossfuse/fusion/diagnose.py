@@ -130,6 +130,8 @@ def diagnose(
     check_positive("max_dim", max_dim, integer=True)
     if target is not None:
         check_positive("target", target)
+    if not isinstance(features, FeatureBundle) and not any(features.values()):
+        raise DataError("there are no features to measure on; give them by modality and role")
     trial = _Trial(features, method, max_rows, label_set)
     runs = [trial.run(0, None)]
     if not runs[0].deterministic:

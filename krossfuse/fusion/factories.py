@@ -22,6 +22,10 @@ def build_kernel(factory: KernelFactory, in_dim: int, *, seed: int) -> Kernel:
     Raises:
         ConfigError: the factory builds something else, or refuses a value.
     """
+    if not callable(factory):
+        raise ConfigError(
+            f"kernel={factory!r} is no kernel; give a class or its partial, in YAML an option such as cosine"
+        )
     kernel = factory(in_dim=in_dim, seed=seed)
     if not isinstance(kernel, Kernel):
         raise ConfigError(f"kernel={factory!r} does not build a Kernel; it built {type(kernel).__name__}")
@@ -43,6 +47,10 @@ def build_sketch(
     Raises:
         ConfigError: the factory builds something else, refuses a value, or the sketch does not suit the kernels.
     """
+    if not callable(factory):
+        raise ConfigError(
+            f"sketch={factory!r} is no sketch; give a class or its partial, in YAML an option such as uniform"
+        )
     dims = [kernel.out_dim for kernel in kernels]
     dims[0] += constant
     sketch = factory(dims, math.prod(dims) if out_dim is None else out_dim, seed=seed)

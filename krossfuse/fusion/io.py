@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from errno import ENOTDIR
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -67,6 +68,7 @@ def save_fusion(method: FusionMethod, path: Path | str) -> Path:
 
     Raises:
         ConfigError: an argument of the method cannot be written as JSON, or its class could not be loaded again.
+        OSError: the file cannot be written.
 
     Examples:
         >>> import tempfile
@@ -80,6 +82,10 @@ def save_fusion(method: FusionMethod, path: Path | str) -> Path:
     from safetensors.torch import save_file
 
     path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(ENOTDIR, "a file stands where its folder is to be", str(path)) from None
     metadata = {"format": FORMAT, "version": __version__, "dtype": str(_dtype(method)).removeprefix("torch.")}
     metadata["config"] = json.dumps(configuration(method), sort_keys=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
@@ -114,12 +120,24 @@ def load_fusion(path: Path | str, *, device: torch.device | str = "cpu", plugins
         raise StoreError(f"fusion file {str(path)!r} is damaged ({error}); save it again") from None
     if metadata.get("format") != FORMAT:
         raise StoreError(f"{str(path)!r} holds {metadata.get('format', 'no fusion method')!r}, expected {FORMAT!r}")
-    method = build(json.loads(metadata["config"]), plugins=plugins)
+    try:
+        config = json.loads(metadata["config"])
+    except (KeyError, ValueError) as error:
+        what = "is missing" if isinstance(error, KeyError) else f"is no JSON ({error})"
+        raise StoreError(f"fusion file {str(path)!r} is damaged: its configuration {what}; save it again") from None
+    if metadata.get("dtype") not in DTYPES:
+        raise StoreError(
+            f"fusion file {str(path)!r} is of precision {metadata.get('dtype')!r}, expected one of {list(DTYPES)}"
+        )
+    method = build(config, plugins=plugins)
     if not isinstance(method, FusionMethod):
         raise StoreError(f"fusion file {str(path)!r} holds a {type(method).__name__}, not a fusion method")
     # Before the state, for what is not in it: buffers that only carry a precision.
     method.to(DTYPES[metadata["dtype"]])
-    missing, unexpected = method.load_state_dict(tensors, strict=False, assign=True)
+    try:
+        missing, unexpected = method.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError as error:
+        raise StoreError(f"fusion file {str(path)!r} does not fit its configuration: {error}") from None
     if missing or unexpected:
         raise StoreError(f"fusion file {str(path)!r} does not fit its class: without {missing}, beside {unexpected}")
     return method.to(device).eval()

@@ -43,6 +43,27 @@ def zero(x: Tensor) -> Tensor:
     return (x == 0).all(1)
 
 
+def check_features(role: str, x: object, dim: int) -> None:
+    """Check that the features of a role are a matrix of floating-point numbers.
+
+    Args:
+        role: whose they are.
+        x: the features; the number of columns is the kernel's to check.
+        dim: of the role, for the message.
+
+    Raises:
+        DataError: they are no tensor, not (n, dim), or not floating-point.
+    """
+    if not isinstance(x, Tensor):
+        raise DataError(f"features of {role!r} must be a tensor of shape (n, {dim}), got a {type(x).__name__}; "
+                        f"use torch.as_tensor")  # fmt: skip
+    if x.ndim != 2:
+        raise DataError(f"features of {role!r}: expected features of shape (n, {dim}), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        precision = str(x.dtype).removeprefix("torch.")
+        raise DataError(f"features of {role!r} must be floating-point numbers, got {precision}; use .float()")
+
+
 @contextmanager
 def of_role(role: str) -> Iterator[None]:
     """Name the role in the errors of the block."""

@@ -94,9 +94,10 @@ class KrossFuseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         labels = None
         if y is not None and self.C == "cv":
             labels = torch.from_numpy(np.unique(np.asarray(y), return_inverse=True)[1].astype(np.int64))
+        dim: Any = 2 * self.split_ if self.dim is None else self.dim  # a search may give NumPy's integers
         method = RPKrossFuse(
             inputs=InputSpec(cross_modal=self.split_, image_experts={EXPERT: columns - self.split_}),
-            dim=2 * self.split_ if self.dim is None else int(self.dim),
+            dim=int(dim) if isinstance(dim, np.integer) else dim,
             C=self.C,
             expert_weight=self.expert_weight,
             alignment=self.alignment,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krossfuse.core.errors import check_choice, check_range
+from krossfuse.core.errors import ConfigError, check_choice, check_range
 from krossfuse.core.parts import Modality
 from krossfuse.fusion.base import InputSpec, expert_modalities
 from krossfuse.fusion.factories import KernelFactory
@@ -51,6 +51,10 @@ class Concatenation(KernelMethod):
         super().__init__(inputs=inputs, kernel=kernel, seed=seed)
         self._modalities, self.missing = modalities, missing
         self.weights = dict.fromkeys(self._parents, 1.0)
+        if weights is not None and not isinstance(weights, Mapping):
+            raise ConfigError(
+                f"weights={weights!r} must be a mapping of roles to numbers; the roles are {list(self._parents)}"
+            )
         for role, weight in (weights or {}).items():
             check_choice("weights: role", role, self._parents)
             check_range(f"weights[{role}]", weight, 1e-9, 1e9, "float32 holds the kernels of no other")

@@ -10,7 +10,7 @@ from krossfuse.core.errors import DataError
 from krossfuse.core.parts import CROSS_MODAL, MODALITIES, Modality
 from krossfuse.fusion.base import Features, InputSpec
 from krossfuse.fusion.kernels import CosineKernel
-from krossfuse.fusion.rows import of_role
+from krossfuse.fusion.rows import check_features, of_role
 
 
 def cross_modal_role(inputs: InputSpec) -> dict[str, int]:
@@ -27,12 +27,14 @@ def unit_features(features: Features, roles: Mapping[str, int], like: Tensor) ->
     """Return the features of ``roles`` scaled to unit length, in the precision and on the device of ``like``.
 
     Raises:
-        DataError: a role is missing, has another dimension, or holds NaN, infinity or a zero vector.
+        DataError: a role is missing, no tensor of floating-point numbers, has another dimension, or holds NaN,
+            infinity or a zero vector.
     """
     units: dict[str, Tensor] = {}
     for role, dim in roles.items():
         if role not in features:
             raise DataError(f"features of {role!r} are missing; there are {sorted(features)}")
+        check_features(role, features[role], dim)
         with of_role(role):
             units[role] = CosineKernel(dim)(features[role].to(like))
     return units

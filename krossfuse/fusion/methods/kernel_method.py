@@ -16,7 +16,7 @@ from krossfuse.core.seeds import derive_seed
 from krossfuse.fusion.base import Features, FusionMethod, InputSpec
 from krossfuse.fusion.factories import KernelFactory, build_kernel
 from krossfuse.fusion.kernels import Kernel
-from krossfuse.fusion.rows import of_role
+from krossfuse.fusion.rows import check_features, of_role
 from krossfuse.fusion.sketches import Sketch
 
 CHUNK_ROWS = 512
@@ -82,6 +82,8 @@ class KernelMethod(FusionMethod):
             if not kernel.needs_fit:
                 continue
             rows = [f[role] for m, f in given.items() if f is not None and role in self.roles(m) and role in f]
+            for x in rows:
+                check_features(role, x, kernel.in_dim)
             if not rows:
                 raise DataError(f"the kernel of {role!r} needs its features to fit the bandwidth; none were given")
             with of_role(role):
@@ -175,6 +177,8 @@ class KernelMethod(FusionMethod):
         missing = [role for role in roles if role not in features]
         if missing:
             raise DataError(f"{modality} features of {missing} are missing; given are {sorted(features)}")
+        for role in roles:
+            check_features(role, features[role], self._parents[role])
         lengths = {role: len(features[role]) for role in roles}
         if len(set(lengths.values())) > 1:
             raise DataError(f"{modality} features must have the same number of rows, got {lengths}")

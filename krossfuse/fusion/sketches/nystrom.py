@@ -61,7 +61,8 @@ class NystromSketch(FittedSketch):
         """Check that there are as many rows as landmarks."""
         if rows < self.landmarks:
             raise DataError(
-                f"{rows} fit samples are fewer than the {self.landmarks} landmarks; give more samples or lower dim"
+                f"sketch={self.name!r}: {rows} fit samples are fewer than the {self.landmarks} landmarks; give more "
+                f"samples or lower dim"
             )
 
     def fit_blocks(self, blocks: Iterable[Sequence[Tensor]]) -> Self:

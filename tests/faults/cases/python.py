@@ -219,7 +219,7 @@ ENCODE = [
     of("encode-zero", with_row("cross_modal", 1, 0.0), "'cross_modal'", "zero", "row 1"),
     of("encode-before-the-fit", not_fitted, "fit()"),
     of("encode-bandwidth-before-the-fit",
-       lambda folder: method(kernel=__import__("krossfuse.fusion.named", fromlist=["x"]).kernel_named("gaussian"))
+       lambda folder: method(dim=1100, kernel=__import__("krossfuse.fusion.named", fromlist=["x"]).kernel_named("gaussian"))
        .encode("image", features()), "fit", "bandwidth"),
 ]  # fmt: skip
 
