@@ -68,6 +68,22 @@ def make_prompt_sets(
     return made
 
 
+def prompt_templates(prompts: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]]:
+    """Return the lists of templates of a configuration, by prompt set.
+
+    Raises:
+        ConfigError: one is no list of texts with ``{}``; the message names it.
+    """
+    for name, templates in (prompts or {}).items():
+        if isinstance(templates, str) or not isinstance(templates, Sequence):
+            raise ConfigError(f"prompts.{name}={templates!r} must be a list of texts, as in [{str(templates)!r}]")
+        if strange := [template for template in templates if not isinstance(template, str)]:
+            raise ConfigError(f"prompts.{name}: {strange[0]!r} is no text; put it in quotes")
+    checked = {str(name): list(templates) for name, templates in (prompts or {}).items()}
+    make_prompt_sets(checked, ["any"])
+    return checked
+
+
 def digest(lines: Iterable[str]) -> str:
     """Return the SHA-256 (hex) of a sequence of texts; the borders between them count."""
     sha = hashlib.sha256()
@@ -159,6 +175,17 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
             raise ConfigError(f"{split}_fraction={fraction!r} must be a number above 0 and below 1")
     if sum(fractions.values()) >= 1:
         raise ConfigError(f"the fractions {dict(fractions)} sum to 1 or more and leave nothing for train")
+
+
+def check_split_seed(seed: int) -> int:
+    """Return the seed of a drawn split.
+
+    Raises:
+        ConfigError: it is no whole number from 0 to 2^63 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ConfigError(f"split_seed={seed!r} must be a whole number from 0 to 2^63 - 1")
+    return seed
 
 
 def required_path(key: str, value: str | None, what: str) -> Path:

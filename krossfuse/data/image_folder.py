@@ -18,8 +18,10 @@ from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import (
     ImageFiles,
     check_fractions,
+    check_split_seed,
     digest,
     make_prompt_sets,
+    prompt_templates,
     required_path,
     stratified_split,
 )
@@ -69,13 +71,12 @@ class ImageFolder(BaseDataModule):
     ) -> None:
         super().__init__(**loader)
         self.root = required_path("root", root, "the folder that has one folder a class")
-        self.dataset_name = name
-        self.prompts = {str(key): list(templates) for key, templates in (prompts or {}).items()}
-        make_prompt_sets(self.prompts, ["any"])
+        self.dataset_name = str(name)
+        self.prompts = prompt_templates(prompts)
         self.class_names = class_names
         self.fractions = {VAL: val_fraction, TEST: test_fraction}
         check_fractions(self.fractions)
-        self.split_seed = split_seed
+        self.split_seed = check_split_seed(split_seed)
         self.digest = check_choice("data.digest", digest, ("stat", "content"))
 
     def check(self) -> None:

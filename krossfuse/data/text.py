@@ -13,7 +13,7 @@ from krossfuse.core.errors import ConfigError, DataError, check_choice
 from krossfuse.core.files import check_regular
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
-from krossfuse.data.common import check_fractions, digest, required_path, stratified_split
+from krossfuse.data.common import check_fractions, check_split_seed, digest, required_path, stratified_split
 from krossfuse.data.module import BaseDataModule, Item
 
 ALL = "all"
@@ -74,6 +74,11 @@ class TextFiles(BaseDataModule):
     ) -> None:
         super().__init__(**loader)
         self.root = required_path("root", root, "the folder of the text files")
+        if files is not None and not isinstance(files, Mapping):
+            raise ConfigError(
+                f"data.files={files!r} must be a mapping of split to file, as in data.files={{{ALL}: FILE}} or "
+                "data.files={train: train.txt, test: test.txt}"
+            )
         self.files = dict(files or {})
         if set(self.files) != {ALL} and not {TRAIN, TEST} <= set(self.files) <= set(SPLITS):
             raise ConfigError(
@@ -81,7 +86,7 @@ class TextFiles(BaseDataModule):
                 "as in data.files={train: train.txt, test: test.txt}"
             )
         self.classes = None if classes is None else {str(key): str(value) for key, value in classes.items()}
-        self.dataset_name = name
+        self.dataset_name = str(name)
         self.encoding = encoding
         if encoding != "auto":
             try:
@@ -90,7 +95,7 @@ class TextFiles(BaseDataModule):
                 raise ConfigError(f"data.encoding={encoding!r} is neither 'auto' nor an encoding of Python") from None
         self.fractions = {VAL: val_fraction, TEST: test_fraction}
         check_fractions(self.fractions)
-        self.split_seed = split_seed
+        self.split_seed = check_split_seed(split_seed)
 
     def check(self) -> None:
         """Check that the files are there.
@@ -108,11 +113,16 @@ class TextFiles(BaseDataModule):
         """Read the files.
 
         Raises:
-            DataError: a missing file, a line without label or text, a label without a class name.
+            DataError: a missing file, a line without label or text, a label without a class name, one class alone.
         """
         rows = {split: read_labelled_lines(self.root / file, self.encoding) for split, file in self.files.items()}
         seen = {label for of_split in rows.values() for label, _ in of_split}
         classes = self.classes or {label: label for label in sorted(seen)}
+        if len(classes) < 2:
+            raise DataError(
+                f"dataset {self.dataset_name!r}: every line has the label {next(iter(classes))!r}: one class; there "
+                "must be two or more to tell apart"
+            )
         if unknown := sorted(seen - set(classes)):
             raise DataError(f"dataset {self.dataset_name!r}: labels {unknown} have no class name; have {list(classes)}")
         index = {label: i for i, label in enumerate(classes)}
@@ -173,6 +183,10 @@ def read_labelled_lines(path: Path, encoding: str = "auto") -> list[tuple[str, s
     except OSError as error:
         why = error.strerror or error
         raise DataError(f"cannot read {str(path)!r}: {why}; is data.root the folder of it?") from error
+    if encoding == "auto":
+        for mark, of_mark in _MARKS.items():
+            if data.startswith(mark):
+                raise DataError(f"{str(path)!r} is {of_mark} text (it begins so); say data.encoding={of_mark}")
     try:
         content = _decode(data) if encoding == "auto" else data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -189,6 +203,10 @@ def read_labelled_lines(path: Path, encoding: str = "auto") -> list[tuple[str, s
     if not rows:
         raise DataError(f"{str(path)!r} has no lines")
     return rows
+
+
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+"""Byte order marks; that of UTF-32 begins with that of UTF-16."""
 
 
 def _decode(data: bytes) -> str:

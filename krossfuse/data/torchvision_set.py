@@ -13,7 +13,14 @@ from PIL.Image import Image
 from krossfuse.core.errors import ConfigError, DataError, check_choice
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
-from krossfuse.data.common import check_fractions, make_prompt_sets, required_path, stratified_split
+from krossfuse.data.common import (
+    check_fractions,
+    check_split_seed,
+    make_prompt_sets,
+    prompt_templates,
+    required_path,
+    stratified_split,
+)
 from krossfuse.data.module import BaseDataModule, Item
 
 DATASETS = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
@@ -55,12 +62,11 @@ class TorchvisionDataset(BaseDataModule):
         self.root = required_path("root", root, f"torchvision's root of {dataset}")
         self.download = download
         self.class_names = None if class_names is None else [str(name) for name in class_names]
-        self.prompts = {str(key): list(templates) for key, templates in (prompts or {}).items()}
-        make_prompt_sets(self.prompts, ["any"])
+        self.prompts = prompt_templates(prompts)
         self.val_fraction = val_fraction
         check_fractions({VAL: val_fraction})
-        self.split_seed = split_seed
-        self.dataset_name = name or dataset.lower()
+        self.split_seed = check_split_seed(split_seed)
+        self.dataset_name = str(name or dataset.lower())
 
     def check(self) -> None:
         """Check that the folder is there, unless it is to be downloaded.

@@ -43,6 +43,14 @@ class Pair:
                 f"pair {self.name!r} needs a cross-modal encoder, or experts of exactly one modality; it has image "
                 f"experts {list(self.image_experts)} and text experts {list(self.text_experts)}"
             )
+        for place in ("cross_modal", "image_experts", "text_experts"):
+            given = getattr(self, place)
+            for role, encoder in given.items() if isinstance(given, dict) else {CROSS_MODAL: given}.items():
+                if encoder is not None and not (hasattr(encoder, "modalities") and hasattr(encoder, "fingerprint")):
+                    raise ConfigError(
+                        f"pair {self.name!r}: {place}: {role!r} is a {type(encoder).__name__}, which is no "
+                        "krossfuse.encoders.base.Encoder"
+                    )
         for modality in MODALITIES:
             for role, encoder in self.encoders(modality).items():
                 if modality not in encoder.modalities:

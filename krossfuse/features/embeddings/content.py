@@ -91,6 +91,8 @@ class Content:
                     raise DataError(
                         f"{self.where}: key {key!r} must be (rows, dim) floats, got {tuple(array.shape)} {array.dtype}"
                     )
+                if not array.shape[1]:
+                    raise DataError(f"{self.where}: key {key!r} has 0 columns: its features have no dimensions")
                 rows[encoder] = len(array)
                 dim, first = seen.setdefault((encoder, part.modality), (array.shape[1], part))
                 if dim != array.shape[1]:
@@ -152,6 +154,12 @@ class Content:
     def _classes(self, label_set: str, labels: Mapping[str, Tensor], counts: list[int]) -> list[str]:
         named = self.header.get("classes")
         if isinstance(named, dict):
+            unknown = sorted(set(named) - set(self.labels))
+            if label_set not in named and unknown:
+                raise DataError(
+                    f"{self.where}: 'classes' names the classes of {list(named)}, but the label sets are "
+                    f"{list(self.labels)} (a plain 'labels' key means {LABEL_SET!r}); {unknown} have no labels"
+                )
             named = named.get(label_set)
         elif len(self.labels) > 1 and label_set != LABEL_SET:
             named = None
@@ -177,4 +185,6 @@ class Content:
         _, label_set, prompt_set = part.split.split("/")
         saved = f"{label_set}/{prompt_set}"
         texts = self.header.get("texts", {}).get(saved) or [classes[i] for i in owner.tolist()]
+        if len(texts) != n:
+            raise DataError(f"{self.where}: 'texts' has {len(texts)} for {saved!r}, but {part} has {n} class texts")
         return Prompts(tuple(texts), owner, tuple(self.header.get("templates", {}).get(saved, ())))

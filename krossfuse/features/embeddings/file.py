@@ -8,14 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from krossfuse.core.bundle import FeatureBundle
-from krossfuse.core.errors import ConfigError, DataError, did_you_mean
+from krossfuse.core.errors import ConfigError, DataError, check_choice, did_you_mean
 from krossfuse.core.files import check_regular
 from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.parts import CROSS_MODAL, MODALITIES, SPLITS, TEST, TRAIN, VAL, Modality, Part
-from krossfuse.data.common import check_fractions, check_info, required_path
+from krossfuse.data.common import check_fractions, check_info, check_split_seed, required_path
+from krossfuse.data.duplicates import CHOICES, check_duplicates
 from krossfuse.features.embeddings.content import Content
 from krossfuse.features.embeddings.format import SUFFIXES
-from krossfuse.features.embeddings.rows import check_finite, draw_val, sizes_of
+from krossfuse.features.embeddings.rows import ItemRows, check_finite, draw_val, sizes_of
 
 
 class EmbeddingsFile:
@@ -32,6 +33,8 @@ class EmbeddingsFile:
         text_experts: encoders used as text experts; None = all those with text features only.
         val_fraction: share of train that a drawn validation split gets.
         split_seed: of that draw (not the run's seed).
+        duplicates: what to do about items whose features are the same in two splits: ``warn``, ``error`` or ``ignore``
+            (:func:`krossfuse.data.duplicates.check_duplicates`).
 
     Raises:
         ConfigError: a bad value, or no path.
@@ -47,6 +50,7 @@ class EmbeddingsFile:
         text_experts: Sequence[str] | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
+        duplicates: str = "warn",
     ) -> None:
         self.path = required_path("path", path, "the safetensors or npz file of your embeddings")
         if self.path.suffix not in SUFFIXES:
@@ -54,7 +58,7 @@ class EmbeddingsFile:
         for key, experts in (("image_experts", image_experts), ("text_experts", text_experts)):
             if isinstance(experts, str) or len(set(experts or [])) != len(experts or []):
                 raise ConfigError(f"data.{key}={experts!r} must be a list of different names")
-        self._name = name
+        self._name = None if name is None else str(name)
         self.cross_modal = cross_modal
         self.experts: dict[Modality, list[str] | None] = {
             "image": None if image_experts is None else list(image_experts),
@@ -62,7 +66,8 @@ class EmbeddingsFile:
         }
         self.val_fraction = val_fraction
         check_fractions({VAL: val_fraction})
-        self.split_seed = split_seed
+        self.split_seed = check_split_seed(split_seed)
+        self.duplicates = check_choice("data.duplicates", duplicates, CHOICES)
         self._bundle: FeatureBundle | None = None
 
     @property
@@ -134,6 +139,9 @@ class EmbeddingsFile:
             fingerprint["splits"] = {VAL: f"{self.val_fraction} of train, stratified, seed {self.split_seed}"}
             info, features = draw_val(info, features, self.val_fraction, self.split_seed)
             check_info(info, sizes_of(features))
+        main: Modality = "image" if any(part.modality == "image" for part in sizes_of(features)) else "text"
+        compared = {part.split: ItemRows(features[part]) for part in sizes_of(features) if part.modality == main}
+        check_duplicates(name, compared, self.duplicates)
         encoders = {**roles["image"], **roles["text"]}
         saved = content.header.get("encoders", {})
         pair = content.header.get("pair") or "+".join(encoders.values())

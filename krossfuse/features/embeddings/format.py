@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def read_arrays(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, An
     header: dict[str, Any] = {}
     for key, text in texts.items():
         if key in TEXTS:
-            header[key] = _plain_text(text)
+            header[key] = _plain_text(key, text, where)
         elif key in JSON:
             try:
                 header[key] = json.loads(text) if isinstance(text, str) else text
@@ -61,20 +62,50 @@ def read_arrays(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, An
                 f"{where}: key {key!r} holds texts ({some}, ...), and labels are whole numbers; write "
                 f"classes, numbers = np.unique(labels, return_inverse=True), then 'classes': classes, {key!r}: numbers"
             )
+        elif {"image", "text"} & set(key.split("/")):
+            raise DataError(f"{where}: key {key!r} holds texts, and features are (rows, dim) floats")
         elif path.suffix == ".npz":
             raise DataError(
                 f"{where}: unknown array of texts {key!r}{did_you_mean(key, ['classes'])}; the only ones are "
                 f"{['classes', *TEXTS]}"
             )
-    if not isinstance(header.get("classes", []), list | dict):
-        raise DataError(f"{where}: 'classes' must be a list of names, or a mapping of label set to list")
+    _check_header(header, where)
     return arrays, header
 
 
-def _plain_text(text: Any) -> str:
+def _check_header(header: Mapping[str, Any], where: str) -> None:
+    def lists(value: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(of_key, list) for of_key in value.values())
+
+    def mappings(value: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(of_key, dict) for of_key in value.values())
+
+    of_names = "a mapping of 'LABEL SET/PROMPT SET' to list of texts"
+    wanted: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "classes": (
+            "a list of names, or a mapping of label set to list",
+            lambda value: isinstance(value, list) or lists(value),
+        ),
+        "splits": (
+            "a list of names",
+            lambda value: isinstance(value, list) and all(isinstance(split, str) for split in value),
+        ),
+        "texts": (of_names, lists),
+        "templates": (of_names, lists),
+        "encoders": ("a mapping of encoder to what is known of it, a mapping", mappings),
+        "fingerprint": ("a mapping", lambda value: isinstance(value, dict)),
+    }
+    for key, (what, is_so) in wanted.items():
+        if key in header and not is_so(header[key]):
+            raise DataError(f"{where}: {key!r} in the header must be {what}, got {str(header[key])[:60]}")
+
+
+def _plain_text(key: str, text: Any, where: str) -> str:
     """Return a text as it stands, or as it was before ``json.dumps``."""
     try:
         decoded = json.loads(text)
     except (TypeError, ValueError):
         decoded = text
+    if isinstance(decoded, list | dict):
+        raise DataError(f"{where}: {key!r} in the header must be one text, got {str(text)[:60]}")
     return decoded if isinstance(decoded, str) else str(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,25 @@ def sizes_of(features: Mapping[Part, Mapping[str, Tensor]], *, prompts: bool = F
         for part, by_role in features.items()
         if prompts or not part.split.startswith("prompts/")
     }
+
+
+class ItemRows(Sequence[int]):
+    """The items of a part, known by their features under all encoders."""
+
+    def __init__(self, features: Mapping[str, Tensor]) -> None:
+        self.features = list(features.values())
+
+    def __len__(self) -> int:
+        return len(self.features[0])
+
+    def __getitem__(self, row: int) -> int:  # type: ignore[override]
+        return row
+
+    def content(self, row: int) -> bytes:
+        """Return the bytes of an item's features."""
+        return b"".join(
+            of_encoder[row].contiguous().view(torch.uint8).numpy().tobytes() for of_encoder in self.features
+        )
 
 
 def row_blocks(tensor: Tensor) -> Iterable[Tensor]:
