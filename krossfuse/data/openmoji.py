@@ -195,9 +195,10 @@ class OpenMoji(BaseDataModule):
         super().__init__(batch_size=batch_size, num_workers=num_workers)
         check_positive("size", size, integer=True)
         if limit is not None:
-            if isinstance(limit, str):
-                raise ConfigError(f"data.limit={limit!r} must be a positive integer, or null for all items")
-            check_positive("data.limit", limit, integer=True)
+            try:
+                check_positive("data.limit", limit, integer=True)
+            except ConfigError as error:
+                raise ConfigError(f"{error}, or null for all items") from None
         self.size, self.limit = size, limit
         self.prompts = {"name": ["{}"]} if prompts is None else dict(prompts)
         self.class_names = {name: dict(names) for name, names in (class_names or {}).items()}

@@ -25,9 +25,7 @@ PYTHON = ("Error in call to target", "HYDRA_FULL_ERROR", "TypeError(", "object h
 
 def assert_says(case: Case, text: str) -> None:
     assert not missing(case.words, text), f"not said: {missing(case.words, text)}; said:\n{text}"
-    assert not (misleading := [word for word in (*case.never, *PYTHON) if word in text]), (
-        f"{misleading}:\n{text}"
-    )
+    assert not (misleading := [word for word in (*case.never, *PYTHON) if word in text]), f"{misleading}:\n{text}"
 
 
 @pytest.mark.parametrize("case", [parameter(case) for case in CASES])
