@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+# The heavy libraries are loaded here, not in the time of the first case.
+import krossfuse.app.fuse_and_probe
+import krossfuse.report.page  # noqa: F401
 from krossfuse.core.errors import KrossFuseError
 
 TRACEBACK = "Traceback (most recent call last)"
