@@ -118,13 +118,13 @@ class TextFiles(BaseDataModule):
         rows = {split: read_labelled_lines(self.root / file, self.encoding) for split, file in self.files.items()}
         seen = {label for of_split in rows.values() for label, _ in of_split}
         classes = self.classes or {label: label for label in sorted(seen)}
+        if unknown := sorted(seen - set(classes)):
+            raise DataError(f"dataset {self.dataset_name!r}: labels {unknown} have no class name; have {list(classes)}")
         if len(classes) < 2:
             raise DataError(
                 f"dataset {self.dataset_name!r}: every line has the label {next(iter(classes))!r}: one class; there "
                 "must be two or more to tell apart"
             )
-        if unknown := sorted(seen - set(classes)):
-            raise DataError(f"dataset {self.dataset_name!r}: labels {unknown} have no class name; have {list(classes)}")
         index = {label: i for i, label in enumerate(classes)}
         texts = {split: [text for _, text in of_split] for split, of_split in rows.items()}
         labels = {split: torch.tensor([index[label] for label, _ in of_split]) for split, of_split in rows.items()}

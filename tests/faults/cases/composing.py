@@ -214,7 +214,7 @@ VALUES = [
     option("progress-word", "extraction.progress=maybe", "extraction.progress='maybe'", "true or false"),
     option("block-rows", "fuse.block_rows=-5", "fuse.block_rows=-5", "positive integer"),
     option("memory-limit-negative", "fuse.memory_limit=-1", "fuse.memory_limit=-1", "positive"),
-    option("memory-limit-word", "fuse.memory_limit=2GB", "fuse.memory_limit='2GB'", "positive", short=True),
+    option("memory-limit-word", "fuse.memory_limit=2GB", "fuse.memory_limit='2GB'", "positive"),
     option("memory-limit-infinite", "fuse.memory_limit=inf", "fuse.memory_limit=inf", "finite"),
     option("fuse-label-set", "fuse.label_set=clas", "fuse.label_set='clas'", "did you mean 'class'"),
     option("figures-label-set", "figures.label_set=clas", "figures.label_set='clas'", "did you mean 'class'"),

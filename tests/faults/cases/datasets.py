@@ -123,7 +123,7 @@ DAMAGED_IMAGES = [
     of_images("image-of-no-bytes", "images/red/3.png", "replace or remove",
               change=lambda root: (root / "red/3.png").write_bytes(b"")),
     of_images("text-named-like-an-image", "images/red/3.png", "replace or remove",
-              change=lambda root: (root / "red/3.png").write_text("not an image"), short=True),
+              change=lambda root: (root / "red/3.png").write_text("not an image")),
     of_images("image-that-claims-to-be-large", "images/red/3.png", ("pixels", "large"), "replace or remove",
               change=lambda root: claims_to_be_large(root / "red/3.png", 30_000)),
     of_images("fifo-named-like-an-image", "images/red/fifo.png", change=lambda root: os.mkfifo(root / "red/fifo.png"),
@@ -164,7 +164,7 @@ CLASS_NAMES = [
 ]  # fmt: skip
 
 IMAGE_OPTIONS = [
-    of_images("val-fraction-zero", "val_fraction=0", "above 0 and below 1", run=("data.val_fraction=0",), short=True),
+    of_images("val-fraction-zero", "val_fraction=0", "above 0 and below 1", run=("data.val_fraction=0",)),
     of_images("val-fraction-one", "val_fraction=1.0", "below 1", run=("data.val_fraction=1.0",)),
     of_images("test-fraction-word", "test_fraction='much'", "number", run=("data.test_fraction=much",)),
     of_images("fractions-of-everything", "0.6", "0.5", "nothing for train",
@@ -213,7 +213,7 @@ OF_TEXTS = [
     of_texts("texts-in-a-fifo", "all.txt", files=lambda folder, made: os.mkfifo(folder / "all.txt"), process=True,
              timeout=40),
     of_texts("texts-empty", "all.txt", "no lines", lines=[]),
-    of_texts("line-without-a-label", "all.txt", "line 41", "label text", lines=[*good_lines(), "nothing"], short=True),
+    of_texts("line-without-a-label", "all.txt", "line 41", "label text", lines=[*good_lines(), "nothing"]),
     of_texts("one-class-of-texts", "class", "'1'", ("one class", "two"), lines=[x for x in good_lines() if x[0] == "1"]),
     of_texts("label-without-a-name", "'1'", "no class name", run=("data.classes={0: bad}",)),
     of_texts("two-labels-of-one-name", "data.classes", "'same'", run=("data.classes={0: same, 1: same}",)),

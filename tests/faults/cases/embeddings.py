@@ -86,7 +86,7 @@ FILES = [
     of("fifo", "features.npz", ("pipe", "regular file"), never=("no such file",), files=lambda folder, made: os.mkfifo(folder / "features.npz"), process=True,
        timeout=40),
     of("npz-cut-short", "features.npz", "cannot be read", "complete", files=damaged(lambda data: data[:3000])),
-    of("npz-empty", "features.npz", "cannot be read", "complete", files=damaged(lambda data: b""), short=True),
+    of("npz-empty", "features.npz", "cannot be read", "complete", files=damaged(lambda data: b"")),
     of("npz-that-is-text", "features.npz", "cannot be read",
        files=lambda folder, made: (folder / "features.npz").write_text("not an archive")),
     of("npz-that-is-npy", "features.npz", "cannot be read",
@@ -158,7 +158,7 @@ SHAPES = [
        change=replacing(train__image__clip=lambda x: x.astype(int))),
     of("features-are-texts", "'train/image/clip'", "float", never=("unknown array of texts",),
        change=replacing(train__image__clip=lambda x: x.astype(str))),
-    of("labels-too-few", "train", "35 labels", "36", change=replacing(train__labels=lambda x: x[:35]), short=True),
+    of("labels-too-few", "train", "35 labels", "36", change=replacing(train__labels=lambda x: x[:35])),
     of("labels-are-floats", "'train/labels'", "integers", "float64",
        change=replacing(train__labels=lambda x: x.astype(float))),
     of("labels-are-texts", "'train/labels'", ("integers", "whole numbers"), ("classes", "class names"), never=("unknown array of texts",),
@@ -202,7 +202,7 @@ SHAPES = [
 
 HEADER = [
     safe("header-name-is-plain-text", status=0, after=measured, files=headed(name="my features")),
-    safe("header-classes-not-json", "'classes'", "JSON", files=headed(classes="cat, dog, owl"), short=True),
+    safe("header-classes-not-json", "'classes'", "JSON", files=headed(classes="cat, dog, owl")),
     safe("header-classes-a-number", "'classes'", "list", files=headed(classes="3")),
     safe("header-classes-of-another-label-set", "'class'", "species",
          files=headed(classes=json.dumps({"species": ["a", "b", "c"]}))),
@@ -225,7 +225,7 @@ NUMBERS = [
     of("tiny", never=("zero vector",), status=0, after=measured,
        change=everywhere("image/dinov2", lambda x: x * np.float32(1e-30))),
     of("infinite-in-float16", "'train/image/clip'", "infinit", "row 5", change=lambda a: (
-        setting("train/image/clip", (5, 0), 1e5)(a), everywhere("image/clip", lambda x: x.astype(np.float16))(a))),
+        setting("train/image/clip", (5, 0), np.inf)(a), everywhere("image/clip", lambda x: x.astype(np.float16))(a))),
     of("constant-features", status=0, after=measured, change=everywhere("image/clip", lambda x: x * 0 + 1), run=("probe=[linear_probe]",),
        timeout=60),
     of("identical-rows-in-two-splits", status=0, after=warned("4", "train", "test", ("identical", "same")),

@@ -71,7 +71,7 @@ OPTIONS = [
     refused("linear_probe", "modalities=[images]", "'images'", "did you mean 'image'"),
     refused("linear_probe", "modalities=[]", "not empty"),
     refused("linear_probe", "label_sets=[]", "not empty"),
-    refused("linear_probe", "label_sets=[clas]", "'clas'", "did you mean 'class'", short=True),
+    refused("linear_probe", "label_sets=[clas]", "'clas'", "did you mean 'class'"),
     refused("linear_probe", "split=tst", "'tst'", "test"),
     refused("linear_probe", "extra_splits=[sketch]", "'sketch'"),
     refused("linear_probe", "block_rows=0", "block_rows=0", "positive integer"),
