@@ -7,7 +7,8 @@ samples, not at any sketch of it, so the choice does not depend on the sketch, i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ C_BOUNDS = (1e-9, 1e9)
 MAX_ROWS = 2000
 FOLDS = 5
 
-BASIS = 384
+BASIS = 256
 """Directions in which cross-validation compares the candidates; all of them where there are no more samples."""
 
 
@@ -233,9 +234,34 @@ def cross_validate(
     classes, targets = torch.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise DataError(f"C=cv needs training samples of two classes or more, got {len(classes)}")
-    n, device = len(labels), terms.cross.device
+    with _one_thread():
+        return _cross_validate(terms, targets, grid, weights, ridges, folds, basis, seed)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: many small decompositions spend their time in waiting for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _cross_validate(
+    terms: Terms,
+    targets: Tensor,
+    grid: Sequence[float],
+    weights: Sequence[float],
+    ridges: Sequence[float],
+    folds: int,
+    basis: int,
+    seed: int,
+) -> Choice:
+    n, device, classes = len(targets), terms.cross.device, int(targets.max()) + 1
     fold_of, targets = assign_folds(targets, folds, seed=seed).to(device), targets.to(device)
-    y = torch.nn.functional.one_hot(targets, len(classes)).double()
+    y = torch.nn.functional.one_hot(targets, classes).double()
     y = y - y.mean(0)
     cross, expert, within = (k.double() for k in terms)
     product = within * expert
