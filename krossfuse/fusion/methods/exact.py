@@ -25,11 +25,13 @@ class ExactKrossFuse(RPKrossFuse):
 
     Args:
         inputs: dimensions of the pair: a cross-modal encoder and one expert at least.
-        C: constant of the image experts, and of the text experts where C_text is null; also "cv" or "auto".
+        C: constant of the image experts, and of the text experts where C_text is null; or a rule, see
+            :class:`RPKrossFuse`.
         C_text: constant of the text experts, for a pair that has experts on both sides; null: C.
         expert_weight: a, weight of the experts' own kernel, see :class:`RPKrossFuse`.
         kernel: of every parent.
         expert_kernel: of the experts, where they need another; null: ``kernel``.
+        product_kernel: of the cross-modal features within the product, where that is another; null: ``kernel``.
         explicit: build the map. False: no embedding, only :meth:`kernel`.
         max_dim: largest map that is built.
         seed: of random features, where the kernel has them.
@@ -48,9 +50,10 @@ class ExactKrossFuse(RPKrossFuse):
         inputs: InputSpec,
         C: float | str = 1.0,
         C_text: float | None = None,
-        expert_weight: float = 0.0,
+        expert_weight: float | str = 0.0,
         kernel: KernelFactory = CosineKernel,
         expert_kernel: KernelFactory | None = None,
+        product_kernel: KernelFactory | None = None,
         explicit: bool = True,
         max_dim: int = 65_536,
         seed: int = 0,
@@ -65,6 +68,7 @@ class ExactKrossFuse(RPKrossFuse):
             alignment=ExactAlignment,
             kernel=kernel,
             expert_kernel=expert_kernel,
+            product_kernel=product_kernel,
             sketch=KroneckerSketch,
             seed=seed,
         )
