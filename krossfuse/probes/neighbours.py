@@ -78,7 +78,7 @@ def nearest_in_tiles(
                 own = torch.arange(q.start, q.stop, device=s.device) + first - g.start
                 inside = ((own >= 0) & (own < s.shape[1])).nonzero().flatten()
                 s[inside, own[inside]] = -torch.inf
-            top, index = s.topk(min(k, s.shape[1]), dim=1)
+            top, index = _first_of_the_best(s, min(k, s.shape[1]))
             index, order = index.sort(dim=1)
             best = top.gather(1, order) if best is None else torch.cat([best, top.gather(1, order)], 1)
             at = torch.cat([at, index + g.start], 1)
@@ -90,6 +90,16 @@ def nearest_in_tiles(
     if not scores:
         return Neighbours(torch.empty(0, k), torch.empty(0, k, dtype=torch.int64))
     return Neighbours(torch.cat(scores), torch.cat(places))
+
+
+def _first_of_the_best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k highest of each row and their columns; of equal ones the first (``topk`` may take any)."""
+    top, index = scores.topk(k, dim=1)
+    tied = ((scores >= top[:, -1:]).sum(1) > k).nonzero().flatten()
+    if len(tied):
+        ordered, order = scores[tied].sort(dim=1, descending=True, stable=True)
+        top[tied], index[tied] = ordered[:, :k], order[:, :k]
+    return top, index
 
 
 def check_index(index: object, factory: object, nprobe: object) -> str:
