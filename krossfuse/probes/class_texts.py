@@ -91,7 +91,7 @@ def class_texts(space: EmbeddingSpace, label_set: str, prompt_set: str) -> Class
                 f"it has {[p for p in described.prompts if Part.prompts(label_set, p) in space]}"
             )
     prompts = [described.prompts[member] for member in members]
-    classes, owner = torch.cat([p.owner for p in prompts]).unique(return_inverse=True)
+    classes, owner = torch.unique(torch.cat([p.owner for p in prompts]), return_inverse=True)
     words = [text for p in prompts for text in p.texts]
     return ClassTexts(
         label_set,

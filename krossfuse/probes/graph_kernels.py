@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,12 +63,12 @@ class GraphKernel:
 
     def tile(self, a: Maps, b: Maps) -> Tensor:
         """Return the kernel (rows of a, rows of b)."""
-        total = a[0] @ b[0].T
+        total: Tensor = a[0] @ b[0].T
         if self.product:
             total += 1
             for x, y in zip(a[1:], b[1:], strict=True):
                 total *= (x @ y.T).add_(1)
-            return (total - 1) / (2 ** len(a) - 1)
+            return (total - 1) / float(2 ** len(a) - 1)
         for x, y in zip(a[1:], b[1:], strict=True):
             total += x @ y.T
         return total / len(a)
@@ -78,7 +79,7 @@ class GraphKernel:
         (The product's would have as many dimensions as the parents' multiplied.)
         """
         maps = self.read(block)
-        return torch.cat(maps, 1) / len(maps) ** 0.5
+        return torch.cat(maps, 1) / math.sqrt(len(maps))
 
 
 def roles_of_kernel(kernel: str, roles: Sequence[str]) -> list[str]:

@@ -106,8 +106,7 @@ class LabelFreeProbe(Probe):
     starts (:class:`~krossfuse.probes.ZeroShot`); and ``errors_removed``, the share of zero-shot's errors that it has
     fewer. The record of each has the counts behind them (``corrected``, ``spoiled``), and the p-value of the paired
     comparison of before and after (:func:`krossfuse.results.significance.compare`), whose verdict is logged. Labels
-    only score the outcome.
-    Items whose class has no text are not measured, but are in the graph all the same.
+    only score the outcome. Items whose class has no text are not measured, but are in the graph all the same.
 
     Args:
         mode: ``"transductive"``: the tested images are in the graph; ``"inductive"``: they come later, one by one.
