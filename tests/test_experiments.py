@@ -28,6 +28,7 @@ TOY = {
     "text": ["fusion.dim=48", "seed=0"],
     "alignment": ["fusion.dim=48", "seed=0"],
     "baselines": ["fusion.dim=24", "seed=0"],
+    "propagation": ["fusion.dim=48"],
 }
 Run = Callable[..., Path]
 

@@ -272,7 +272,8 @@ def fuse(
     Args:
         cfg: the job's configuration.
         source: stored features; or raw items, which stream through the encoders into the fusion (then there is no
-            exact kernel for probes, and no measurement of the agreement with the cross-modal encoder).
+            exact kernel for probes, no features of the parents, and no measurement of the agreement with the
+            cross-modal encoder).
         folder: the run folder.
         trainers: makes every Trainer; None = as ``trainer`` says, without a tracker.
     """
@@ -310,7 +311,7 @@ def fuse(
         return Fused(module, space, source.pair.name, lambda part, rows: module.encode_part(data, part, rows))
     bundle = source
     reference = {part: roles[CROSS_MODAL] for part, roles in bundle.features.items() if CROSS_MODAL in roles}
-    space = replace(space, kernel=kernel_of(method, bundle), reference=reference)
+    space = replace(space, kernel=kernel_of(method, bundle), reference=reference, parents=bundle.features)
     return Fused(module, space, bundle.pair, lambda part, rows: {r: x[rows] for r, x in bundle[part].items()})
 
 

@@ -212,7 +212,8 @@ def check_info(info: DatasetInfo, sizes: Mapping[Part, int], *, splits: Sequence
 
     Raises:
         DataError: an empty or missing split; a label out of range; labels or captions of another length
-            than the items; a class without training samples; a caption without an image.
+            than the items; a class without training samples; class texts for fewer than two classes; a caption
+            without an image.
     """
     where = f"dataset {info.name!r}"
     for part, size in sorted(sizes.items()):
@@ -284,12 +285,12 @@ def _check_labels(where: str, label_set: LabelSet, sizes: Mapping[Part, int]) ->
             raise DataError(f"{where}, prompts {name!r}: {len(prompts.texts)} texts but {len(owner)} owners")
         if len(owner) and (int(owner.min()) < 0 or int(owner.max()) >= n_classes):
             raise DataError(f"{where}, prompts {name!r}: an owner is outside the {n_classes} classes")
-        silent = sorted(set(range(n_classes)) - set(owner.tolist()))
-        if silent:
+        named = sorted(set(owner.tolist()))
+        if len(named) < min(2, n_classes):
             raise DataError(
-                f"{where}, prompts {name!r}: no text for {[label_set.classes[i] for i in silent[:10]]}{_more(silent)}; "
-                f"{n_classes - len(silent)} of {n_classes} classes have one: give each class a text (an owner is the "
-                "class's number, from 0), or remove this prompt set"
+                f"{where}, prompts {name!r}: texts for {len(named)} of {n_classes} classes "
+                f"({[label_set.classes[i] for i in named]}), and zero-shot needs two classes to tell apart: give more "
+                "classes a text (an owner is the class's number, from 0), or remove this prompt set"
             )
 
 

@@ -283,7 +283,7 @@ def with_value(key, row, value, dtype=np.float32):
         (changed(prompts__text__clip=np.ones((4, 6))), r"4 class texts for 3 classes; an owner key"),
         (changed(prompts__owner=np.array([0, 1])), "3 class texts but 2 owners"),
         (changed(prompts__owner=np.array([0, 1, 3])), "owners outside the 3 classes"),
-        (changed(prompts__owner=np.array([0, 1, 1])), r"no text for \['otter'\]"),
+        (changed(prompts__owner=np.array([1, 1, 1])), r"texts for 1 of 3 classes \(\['dog'\]\)"),
         (changed(prompts__kind__default__text__clip=np.ones((3, 6))), "label set 'kind', which has no labels"),
         (changed(note=np.array("hello")), r"unknown array of texts 'note'; the only ones are"),
         (
