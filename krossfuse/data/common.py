@@ -15,6 +15,7 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.files import check_regular
 from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
 from krossfuse.core.parts import SPLITS, TRAIN, Part
+from krossfuse.data.folds import check_fold_of
 
 
 def make_prompts(templates: Sequence[str], names: Sequence[str | Sequence[str]]) -> Prompts:
@@ -213,7 +214,7 @@ def check_info(info: DatasetInfo, sizes: Mapping[Part, int], *, splits: Sequence
     Raises:
         DataError: an empty or missing split; a label out of range; labels or captions of another length
             than the items; a class without training samples; class texts for fewer than two classes; a caption
-            without an image.
+            without an image; folds that are none.
     """
     where = f"dataset {info.name!r}"
     for part, size in sorted(sizes.items()):
@@ -226,6 +227,7 @@ def check_info(info: DatasetInfo, sizes: Mapping[Part, int], *, splits: Sequence
         _check_captions(f"{where}, {split}", rows, sizes.get(Part(split, "image")), sizes.get(Part(split, "text")))
     for name, label_set in info.label_sets.items():
         _check_labels(f"{where}, label set {name!r}", label_set, sizes)
+    check_fold_of(info, sizes)
     return info
 
 

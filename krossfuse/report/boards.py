@@ -84,9 +84,9 @@ class Row:
 
     def option(self, key: str) -> str:
         """Return what the method's description says of an option; empty where it says nothing."""
-        values = dict.fromkeys(
-            record.fusion_config.get(key) for cell in self.cells.values() for _, record in cell["members"]
-        )
+        described = (r.fusion_config.get(key) for cell in self.cells.values() for _, r in cell["members"])
+        # What a fit chose is a list where it was made once a fold.
+        values = dict.fromkeys(v for value in described for v in (value if isinstance(value, list) else [value]))
         texts = [v for v in values if v not in (None, "")]
         if len(texts) > 1 and all(isinstance(v, (int, float)) for v in texts):
             return f"{min(texts):g}–{max(texts):g}"

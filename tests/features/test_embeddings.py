@@ -16,7 +16,7 @@ from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, Part
 from krossfuse.data.common import make_prompts
 from krossfuse.features.embeddings import EmbeddingsFile, save_embeddings
-from krossfuse.features.embeddings import rows as rows_module
+from krossfuse.features import regroup as regroup_module
 
 NAMES = ["cat", "dog", "otter"]
 PLAIN = Part.prompts("class", "default")
@@ -153,10 +153,10 @@ def test_compressed_and_odd_npz(tmp_path):
     assert one.info.label_sets["class"].classes == ("0", "1", "2")
 
 
-@pytest.mark.parametrize("in_memory", [rows_module.IN_MEMORY, 0])
+@pytest.mark.parametrize("in_memory", [regroup_module.IN_MEMORY, 0])
 def test_validation_split_is_drawn(write, monkeypatch, in_memory):
-    monkeypatch.setattr(rows_module, "IN_MEMORY", in_memory)
-    monkeypatch.setattr(rows_module, "_BLOCK", 100)
+    monkeypatch.setattr(regroup_module, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(regroup_module, "_BLOCK", 100)
     made = arrays(splits=("train", "test"))
     caption_of = np.random.default_rng(0).permutation(np.repeat(np.arange(30), 2))
     rng = np.random.default_rng(1)
