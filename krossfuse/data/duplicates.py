@@ -7,6 +7,7 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -92,7 +93,7 @@ def identical(items: Mapping[str, Sequence[Any]], home: Callable[[Place], str] =
     if hasattr(first, "paths"):
         groups = [places]
         for step in (_size, _ends, _whole):
-            groups = [finer for group in groups for finer in _refined(group, lambda p: step(items[p[0]].paths[p[1]]), home)]  # type: ignore[attr-defined]  # noqa: B023
+            groups = [finer for group in groups for finer in _refined(group, partial(_of_path, items, step), home)]
         return groups
     if hasattr(first, "content"):
         return _refined(places, lambda p: hashlib.sha256(items[p[0]].content(p[1])).digest(), home)  # type: ignore[attr-defined]
@@ -108,6 +109,11 @@ def _refined(
     for place in group:
         finer[content(place)].append(place)
     return [places for places in finer.values() if len({home(place) for place in places}) > 1]
+
+
+def _of_path(items: Mapping[str, Any], step: Callable[[str], Hashable], place: Place) -> Hashable:
+    split, row = place
+    return step(items[split].paths[row])
 
 
 def _size(path: str) -> int:

@@ -29,10 +29,10 @@ def check_folds(folds: int | None) -> int | None:
 
 
 def deal(strata: Iterable[Sequence[Sequence[int]]], n: int, folds: int) -> Tensor:
-    """Deal items to folds, stratum by stratum, so that both a stratum's shares and the folds are as even as they can be.
+    """Deal items to folds, stratum by stratum, so that a stratum's shares and the folds are as even as they can be.
 
     Each group of a stratum, in the order given, goes whole to the fold that has the fewest items of the stratum; among
-    equals, to the one with the fewest items at all; then to the first.
+    equals, to the one with the fewest items at all; then to the next in turn, each stratum beginning one further.
 
     Args:
         strata: each a sequence of groups, a group being the positions of items that must stay together.
@@ -42,22 +42,24 @@ def deal(strata: Iterable[Sequence[Sequence[int]]], n: int, folds: int) -> Tenso
     Returns:
         (n,) int64, the fold of each item.
 
-    >>> deal([[[0], [1], [2]], [[3, 4], [5]]], 6, 2).tolist()
-    [0, 1, 0, 1, 1, 0]
+    >>> deal([[[0], [1], [2]], [[3, 4], [5]], [[6], [7]]], 8, 2).tolist()
+    [0, 1, 0, 1, 1, 0, 0, 1]
     """
     out = torch.full((n,), -1, dtype=torch.int64)
     total = [0] * folds
-    for groups in strata:
+    for turn, groups in enumerate(strata):
         filled = [0] * folds
         for group in groups:
-            fold = min(range(folds), key=lambda f: (filled[f], total[f], f))
+            fold = min(range(folds), key=lambda f: (filled[f], total[f], (f - turn) % folds))
             out[list(group)] = fold
             filled[fold] += len(group)
             total[fold] += len(group)
     return out
 
 
-def draw_folds(label_sets: Mapping[str, LabelSet], sizes: Mapping[str, int], folds: int, seed: int) -> dict[str, Tensor]:
+def draw_folds(
+    label_sets: Mapping[str, LabelSet], sizes: Mapping[str, int], folds: int, seed: int
+) -> dict[str, Tensor]:
     """Draw folds of single items, stratified by the first label set that has one label an item.
 
     A class's items are shuffled by the seed, its validation items go first (so that they are spread over the folds
@@ -92,11 +94,15 @@ def draw_folds(label_sets: Mapping[str, LabelSet], sizes: Mapping[str, int], fol
         rows = rows[torch.randperm(len(rows), generator=generator)]
         rows = rows[later[rows].int().argsort(stable=True)]
         strata.append([[row] for row in rows.tolist()])
-    dealt = deal(strata, len(labels), folds)
-    return dict(zip(splits, dealt.split([sizes[split] for split in splits]), strict=True))
+    return by_split(deal(strata, len(labels), folds), {split: sizes[split] for split in splits})
 
 
-def official_splits(folds: int, where: str, way_out: str) -> ConfigError:
+def by_split(fold: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the fold of each item by split, from that of all items, the splits following one another."""
+    return dict(zip(sizes, torch.split(fold, list(sizes.values())), strict=True))
+
+
+def official_splits(folds: int | None, where: str, way_out: str) -> ConfigError:
     """Return the error of folds where the dataset brings a test split of its own."""
     return ConfigError(
         f"data.folds={folds} tests every item, but {where} has a test split of its own, which is to be kept; say "
@@ -124,7 +130,9 @@ def check_fold_of(info: DatasetInfo, sizes: Mapping[Part, int]) -> None:
         raise DataError(f"{where}: fold_of must be one int64 an item of {wanted}, got {given}")
     counts = torch.bincount(torch.cat(list(info.fold_of.values())).clamp_min(0), minlength=k)
     if k < 2 or any(len(fold) and int(fold.min()) < 0 for fold in info.fold_of.values()) or bool((counts == 0).any()):
-        raise DataError(f"{where}: there must be two folds or more, numbered from 0 on, none empty; items {counts.tolist()}")
+        raise DataError(
+            f"{where}: there must be two folds or more, numbered from 0 on, none empty; items {counts.tolist()}"
+        )
     for fold in range(k):
         if VAL in info.fold_of and bool((info.fold_of[VAL] == fold).all()):
             raise DataError(

@@ -51,7 +51,8 @@ class ImageFolder(BaseDataModule):
         val_fraction: share of a drawn validation split.
         test_fraction: share of a drawn test split.
         split_seed: of drawn splits and folds (not the run's seed).
-        folds: test all images, in so many folds (:mod:`krossfuse.data.folds`); None = the splits. For class folders only.
+        folds: test all images, in so many folds (:mod:`krossfuse.data.folds`); None = the splits. For class folders
+            only.
         digest: ``stat`` or ``content``.
         **loader: ``batch_size`` and ``num_workers``, see the base.
 

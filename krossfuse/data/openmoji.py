@@ -25,7 +25,7 @@ from krossfuse.core.errors import ConfigError, DataError, check_choice, check_po
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import make_prompt_sets
-from krossfuse.data.folds import check_folds, deal
+from krossfuse.data.folds import by_split, check_folds, deal
 from krossfuse.data.module import BaseDataModule, Item
 
 PRETRAIN = "pretrain"
@@ -256,7 +256,7 @@ class OpenMoji(BaseDataModule):
         fold_of: dict[str, Tensor] = {}
         if self.folds is not None:
             dealt = assign_folds([e for split in SPLITS for e in splits[split]], self.folds)
-            fold_of = dict(zip(SPLITS, dealt.split([len(splits[split]) for split in SPLITS]), strict=True))
+            fold_of = by_split(dealt, {split: len(splits[split]) for split in SPLITS})
         return DatasetInfo(self.name, fingerprint, label_sets, captions, fold_of), items
 
     def _label_set(

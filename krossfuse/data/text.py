@@ -102,7 +102,9 @@ class TextFiles(BaseDataModule):
         self.split_seed = check_split_seed(split_seed)
         self.folds = check_folds(folds)
         if self.folds is not None and ALL not in self.files:
-            raise official_splits(self.folds, repr(self.dataset_name), f", or give one file as data.files={{{ALL}: FILE}}")
+            raise official_splits(
+                self.folds, repr(self.dataset_name), f", or give one file as data.files={{{ALL}: FILE}}"
+            )
 
     def check(self) -> None:
         """Check that the files are there.

@@ -4,8 +4,8 @@ A fold tests its own items, with a fusion and heads that have seen the other fol
 items is a mean over all items of all folds then: their scores, put in the order of the items, are one measurement's.
 ``mean_per_class_accuracy`` is made anew of them. Whatever else is measured is the mean of the folds' values, and has no
 scores of items: medians, clusterings, precisions over a ranking, and what is measured on other items than the fold's
-(of a split that belongs to no fold, the same in each turn, the items' scores are averaged). A ranking is one of the fold
-alone: in retrieval the gallery is the fold, so recalls of a dataset with folds and without are not the same measure.
+(of a split that belongs to no fold, the same in each turn, the items' scores are averaged). A ranking is one of the
+fold alone: in retrieval the gallery is the fold, so recalls with folds and without are not the same measure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krossfuse.core.parts import SPLITS, TEST, Part
+from krossfuse.core.parts import SPLITS, TEST, Modality, Part
 from krossfuse.features.folds import Fold
 from krossfuse.probes.base import Measurement, ProbeResult
 from krossfuse.probes.labelled import all_rows
@@ -53,10 +53,10 @@ def pool(results: Sequence[ProbeResult], folds: Sequence[Fold]) -> ProbeResult:
         folds: in the same order.
     """
     groups = _by_measurement(results)
-    made: dict[Hashable, _Pooled] = {}
-    for key, of_folds in groups.items():
+    made: dict[tuple[Hashable, ...], _Pooled] = {}
+    for what, of_folds in groups.items():
         if len(of_folds) == len(folds):
-            made[key] = _pool(of_folds, results, folds)
+            made[what] = _pool(of_folds, results, folds)
         else:
             first = next(iter(of_folds.values()))
             log.warning(
@@ -67,7 +67,7 @@ def pool(results: Sequence[ProbeResult], folds: Sequence[Fold]) -> ProbeResult:
                 len(folds),
             )
     for key, pooled in made.items():
-        if pooled.measurement.metric == PER_CLASS and isinstance(key, tuple):
+        if pooled.measurement.metric == PER_CLASS:
             accuracy = made.get(("accuracy", *key[1:]))
             if accuracy and accuracy.labels is not None and accuracy.measurement.per_item is not None:
                 value = mean_per_class(accuracy.measurement.per_item, accuracy.labels)
@@ -113,20 +113,18 @@ def _pool(of_folds: Mapping[int, Measurement], results: Sequence[ProbeResult], f
     split = {**results[0].protocol, **first.protocol}.get("split", "")
     protocol = merged([m.protocol for m in measured])
     own = [m.per_item for m in measured if m.per_item is not None]
+    scores: Tensor | None = None
+    labels: Tensor | None = None
     if len(own) == len(folds) and split == TEST:
         for name in (name for name in COUNTS if name in protocol):
             protocol[name] = sum(int(m.protocol[name]) for m in measured)
         scores, labels = _in_order(measured, own, folds)
-        value, scores_of_all = float(scores.double().mean()), scores
-        pooled = "items"
+        value, pooled = float(scores.double().mean()), "items"
     else:
-        value = sum(m.value for m in measured) / len(measured)
+        value, pooled = sum(m.value for m in measured) / len(measured), "mean of folds"
         same = len(own) == len(folds) and split not in ("", *SPLITS) and len({len(x) for x in own}) == 1
-        scores_of_all, labels = (torch.stack([x.double() for x in own]).mean(0) if same else None), None
-        pooled = "mean of folds"
-    made = Measurement(
-        first.metric, value, first.modality, first.label_set, {**protocol, "pooled": pooled}, scores_of_all
-    )
+        scores = torch.stack([x.double() for x in own]).mean(0) if same else None
+    made = Measurement(first.metric, value, first.modality, first.label_set, {**protocol, "pooled": pooled}, scores)
     return _Pooled(made, labels)
 
 
@@ -151,7 +149,7 @@ def _in_order(
 def _places(m: Measurement, scores: Tensor, fold: Fold) -> tuple[Tensor, Tensor | None] | None:
     """Return where the scored items stand among all, and their labels where they have one each."""
     asked, arrow, _ = m.modality.partition("->")
-    modality = "image" if asked == "image" else "text"
+    modality: Modality = "image" if asked == "image" else "text"
     places = fold.places.get(modality)
     info = fold.bundle.info
     if places is None or asked != modality:

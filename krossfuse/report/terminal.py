@@ -13,6 +13,7 @@ from rich.text import Text
 
 from krossfuse.report.boards import Board, Column, Row
 from krossfuse.report.cells import cell_text, is_best, notes_for, row_names
+from krossfuse.report.differences import Differences, differences
 from krossfuse.report.few_shot import few_shot_table
 from krossfuse.results.significance import Verdict
 
@@ -24,13 +25,26 @@ def make_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def print_boards(boards: Sequence[Board], console: Console | None = None) -> None:
-    """Print every board and the few-shot table; wide boards as several tables."""
+def print_boards(
+    boards: Sequence[Board], console: Console | None = None, further: Sequence[Sequence[Board]] = ()
+) -> None:
+    """Print every board and the few-shot table; wide boards as several tables.
+
+    Args:
+        boards: to print.
+        console: where to; None: a new one on standard output.
+        further: of each board, the same compared with other baselines: their differences are printed.
+    """
     console = console or make_console()
     width = min(console.width, 140)
-    for board in boards:
+    for number, board in enumerate(boards):
         for item in terminal_tables(board, width=width):
             console.print(item)
+        for other in further[number] if further else ():
+            if (table := differences(other)) is not None:
+                console.print()
+                for item in difference_terminal(table, width):
+                    console.print(item)
     for item in few_shot_terminal(boards):
         console.print(item)
 
@@ -62,6 +76,36 @@ def terminal_tables(board: Board, columns: Sequence[Column] | None = None, width
         tables.append(table)
     if columns:
         tables += [Text(note, style="dim") for note in notes_for(board, columns)]
+    return tables
+
+
+def difference_terminal(table: Differences, width: int = 120) -> list[RenderableType]:
+    """Return a table of differences as tables no wider than ``width`` characters."""
+    lead = [2 + max(_words(head), *(len(names[i]) for names, _ in table.rows)) for i, head in enumerate(table.heads)]
+    tables: list[RenderableType] = []
+    first = 0
+    while first < len(table.columns):
+        used, last = sum(lead), first
+        while last < len(table.columns):
+            cells = (len(cells[last][0]) for _, cells in table.rows)
+            used += 2 + max(*cells, _words(table.columns[last].title))
+            if used > width and last > first:
+                break
+            last += 1
+        title = table.title if first == 0 else f"{table.title} (continued)"
+        printed = RichTable(
+            title=Text(title), box=box.SIMPLE_HEAD, title_style="bold", title_justify="left", header_style="",
+            collapse_padding=True, pad_edge=False,
+        )  # fmt: skip
+        for i, head in enumerate(table.heads):
+            printed.add_column(Text(head), justify="left" if i == 0 else "right", no_wrap=i < 2)
+        for column in table.columns[first:last]:
+            printed.add_column(Text(column.title), justify="right")
+        for names, of_row in table.rows:
+            styled = (Text(text, VERDICT_STYLE[c.verdict] if c else "") for text, c in of_row[first:last])
+            printed.add_row(*map(Text, names), *styled)
+        tables.append(printed)
+        first = last
     return tables
 
 

@@ -15,8 +15,8 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, Part
 from krossfuse.data.common import make_prompts
-from krossfuse.features.embeddings import EmbeddingsFile, save_embeddings
 from krossfuse.features import regroup as regroup_module
+from krossfuse.features.embeddings import EmbeddingsFile, save_embeddings
 
 NAMES = ["cat", "dog", "otter"]
 PLAIN = Part.prompts("class", "default")
