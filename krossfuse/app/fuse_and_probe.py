@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -52,6 +52,10 @@ NOMINAL_DIM = 64
 
 FEATURE_KEYS = ("data", "pair", "store", "trainer", "extraction")
 """Top keys of the configuration that decide the features."""
+
+
+PROBES = "krossfuse.probes"
+"""The logger of all probes."""
 
 
 @dataclass(frozen=True)
@@ -357,6 +361,18 @@ def check_names(job: Job, info: DatasetInfo, parts: Collection[Part] = ()) -> No
             raise type(error)(f"probe.{name}: {error}") from None
 
 
+@contextlib.contextmanager
+def _warnings_alone() -> Iterator[None]:
+    """Keep probes from saying what they measured: what one fold measured is not the measurement."""
+    logger = logging.getLogger(PROBES)
+    level = logger.level
+    logger.setLevel(max(logging.WARNING, logger.getEffectiveLevel()))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def probe_all(job: Job, turns: Sequence[Fused], folds: Sequence[Fold], session: Session) -> None:
     """Run every probe that applies, and record each as soon as it is measured.
 
@@ -381,7 +397,8 @@ def probe_all(job: Job, turns: Sequence[Fused], folds: Sequence[Fold], session: 
             log.info("%s: probe %s does not apply: %s", session.label, name, reason)
             continue
         start = time.perf_counter()
-        results = [probe.evaluate(turn.space, seed=job.cfg["seed"]) for turn in turns]
+        with _warnings_alone() if folds else contextlib.nullcontext():
+            results = [probe.evaluate(turn.space, seed=job.cfg["seed"]) for turn in turns]
         result = pool(results, folds) if folds else results[0]
         made = make_records(
             job.cfg,

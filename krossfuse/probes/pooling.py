@@ -28,7 +28,7 @@ from krossfuse.results.aggregate import CONDITIONS, SUBSET
 
 log = logging.getLogger(__name__)
 
-COUNTS = ("n_test",)
+COUNTS = ("n_test", "errors_before", "errors_after", "corrected", "spoiled")
 """Numbers of items in a protocol that add up over the folds."""
 
 PER_CLASS = "mean_per_class_accuracy"
