@@ -160,7 +160,7 @@ def test_the_quickstart_on_real_images_and_texts(command: Run) -> None:
         "extraction.progress=false",
     ]
     first = command(*arguments)
-    assert finished(first) == 6
+    assert finished(first) == 5
     exact = [
         r
         for run in read_runs(first)

@@ -179,12 +179,12 @@ def test_several_baselines_have_a_table_of_differences_each(quickstart: Path, tm
         assert "openmoji · openmoji_image: difference to RP-KrossFuse, exact (1500)" in text
     assert "difference to cross-modal alone" not in shown, "that is in the main table"
     lines = shown[shown.index("difference to Image expert alone") :].splitlines()
-    concatenation = next(line for line in lines if line.startswith("Concatenation"))
+    concatenation = next(line for line in lines if line.strip().startswith("Concatenation"))
     one = compared[(compared["baseline"] == "Image expert alone (1280)") & (compared["label"] == "Concatenation")]
     group = one[(one["probe"] == "linear_probe") & (one["label_set"] == "group")].iloc[0]
     half = (group["difference_high"] - group["difference_low"]) / 2
     assert f"{group['difference'] * 100:+.1f} ±{half * 100:.1f}" in concatenation
-    assert not any(line.startswith("Image expert alone") for line in lines[: lines.index(concatenation)])
+    assert not any(line.strip().startswith("Image expert alone") for line in lines[: lines.index(concatenation)])
 
 
 def test_a_page_compares_any_two_rows(quickstart: Path) -> None:
