@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file
 
 from krossfuse.__main__ import main
+from krossfuse.features.embeddings import EmbeddingsFile
 from krossfuse.probes.subsets import FewShotSubset
 from krossfuse.results.runs import read_runs
 
@@ -28,6 +30,7 @@ TOY = {
     "text": ["fusion.dim=48", "seed=0"],
     "alignment": ["fusion.dim=48", "seed=0"],
     "baselines": ["fusion.dim=24", "seed=0"],
+    "propagation": ["fusion.dim=48"],
 }
 Run = Callable[..., Path]
 
@@ -157,7 +160,7 @@ def test_the_quickstart_on_real_images_and_texts(command: Run) -> None:
         "extraction.progress=false",
     ]
     first = command(*arguments)
-    assert finished(first) == 6
+    assert finished(first) == 5
     exact = [
         r
         for run in read_runs(first)
@@ -173,6 +176,70 @@ def test_the_quickstart_on_real_images_and_texts(command: Run) -> None:
     second = command(*arguments)
     same = [[(r.figure_id, r.value) for r in run.records] for run in read_runs(first)]
     assert [[(r.figure_id, r.value) for r in run.records] for run in read_runs(second)] == same
+
+
+def test_folds_test_every_item_and_change_no_feature(command: Run, features: Path) -> None:
+    arguments = ["data=embeddings", "pair=none", f"data.path={features}", "data.text_experts=[]", "logger=none"]
+    arguments += ["fusion=rp_krossfuse", "fusion.dim=48", "probe=[linear_probe,knn,zero_shot,sgd_probe,agreement]"]
+    arguments += ["probe.sgd_probe.epochs=2", "probe.sgd_probe.modalities=[image]"]
+    plain = command(*arguments, "name=plain")
+    folder = command(*arguments, "data.folds=4", "save_fusion=true", "name=folds")
+    assert {path.name for path in folder.glob("*.safetensors")} == {
+        f"fusion-fold-{i}.safetensors" for i in (1, 2, 3, 4)
+    }
+    (run,) = read_runs(folder)
+    accuracies = [r for r in run.records if r.metric == "accuracy"]
+    assert len(accuracies) >= 5
+    for record in accuracies:
+        assert (record.protocol["folds"], record.protocol["n_test"]) == (4, 64 + 32 + 40)
+        assert len(run.per_item[record.figure_id]) == 136
+        assert record.value == pytest.approx(float(run.per_item[record.figure_id].mean()))
+    (before,) = read_runs(plain)
+    assert {r.config_digest for r in run.records}.isdisjoint({r.config_digest for r in before.records})
+    assert {r.method_digest for r in run.records}.isdisjoint({r.method_digest for r in before.records})
+    # The fused embedding of a fold's turn may also be streamed into a probe that trains on batches.
+    streamed = command(*arguments, "data.folds=4", "probe=[sgd_probe]", "fuse.stream=true", "name=streamed")
+    assert measured(streamed, "sgd_probe") == pytest.approx(measured(folder, "sgd_probe"), abs=1e-9)
+
+
+def test_a_fold_is_in_no_fit_that_it_is_tested_under(command: Run, features: Path, tmp_path: Path) -> None:
+    """By hand: what a fit of a fusion learns is its training rows' alone, so other test items change nothing."""
+    arguments = ["data=embeddings", "pair=none", "data.text_experts=[]", "logger=none", "data.folds=2"]
+    arguments += ["fusion=pca_concatenation", "fusion.dim=8", "probe=[knn]", "save_fusion=true"]
+    first = command(*arguments, f"data.path={features}", "name=first")
+    arrays = dict(np.load(features))
+    fold_of = EmbeddingsFile(path=str(features), text_experts=[], folds=2).info.fold_of
+    for split, fold in fold_of.items():
+        arrays[f"{split}/image/clip"][fold.numpy() == 0] *= -3
+    other = tmp_path / "other.npz"
+    np.savez(other, **arrays)
+    second = command(*arguments, f"data.path={other}", "name=second")
+
+    def unchanged(fold: int) -> bool:
+        a, b = (load_file(folder / f"fusion-fold-{fold}.safetensors") for folder in (first, second))
+        assert a.keys() == b.keys()
+        assert any(x.is_floating_point() for x in a.values())
+        return all(torch.equal(x, b[name]) for name, x in a.items())
+
+    assert unchanged(1), "fold 1 was changed, and is not in its own fit"
+    assert not unchanged(2), "it is in the fit of fold 2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.limit=27", "data.folds=2", "store=none"], "data.folds=2 needs stored features"),
+        (["data.folds=1"], "data.folds=1 must be a whole number, 2 or more, or null"),
+        (["data.limit=27", "data.folds=2", "fusion=spectral_krossfuse", "report.baselines=cross_modal"],
+         "report.baselines='cross_modal' must be a list of rows' names"),
+    ],
+)  # fmt: skip
+def test_folds_that_cannot_be(
+    arguments: list[str], message: str, command: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command(*arguments, "logger=none", "extraction.progress=false")
+    assert message in capsys.readouterr().err
 
 
 def zero_shot(folder: Path, label_set: str) -> float:

@@ -20,8 +20,9 @@ from krossfuse.core.errors import ConfigError, KrossFuseError, did_you_mean
 from krossfuse.core.plugins import VARIABLE, plugin_modules
 
 COMMON: dict[str | None, tuple[str, ...]] = {
-    None: ("name", "seed", "paths", "job", "trainer", "logger"),
+    None: ("name", "seed", "paths", "job", "trainer", "logger", "report"),
     "paths": ("runs", "store"),
+    "report": ("baselines",),
 }
 """The keys that every kind of job has."""
 
@@ -186,6 +187,11 @@ def make_kind(cfg: Plain) -> Kind:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed!r} must be a whole number, 0 or more, and below 2^32")
     check_name(name)
+    rows = cfg["report"]["baselines"]
+    if rows is not None and not (isinstance(rows, list) and rows and all(isinstance(r, str) and r for r in rows)):
+        raise ConfigError(
+            f"report.baselines={rows!r} must be a list of rows' names, as in [cross_modal,concatenation], or null"
+        )
     for key, path in cfg["paths"].items():
         if not isinstance(path, str) or not path:
             raise ConfigError(f"paths.{key}={path!r} must be a folder")

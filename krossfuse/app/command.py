@@ -16,7 +16,7 @@ from krossfuse.core.errors import ConfigError, did_you_mean
 COMMANDS = {
     "report": "krossfuse.report.page",
     "store": "krossfuse.app.store",
-    "diagnose": "krossfuse.fusion.diagnose",
+    "diagnose": "krossfuse.app.diagnose",
 }
 
 

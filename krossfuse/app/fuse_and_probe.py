@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import EncoderModule
 from krossfuse.encoders.pair import Pair
+from krossfuse.features.folds import Fold, fold_sizes, folds_of
 from krossfuse.features.source import Extraction, FeatureSource, feature_source
 from krossfuse.fusion.base import FusionMethod, InputSpec
 from krossfuse.fusion.batches import sizes_of
@@ -40,6 +41,7 @@ from krossfuse.fusion.io import check_saveable, save_fusion
 from krossfuse.fusion.module import FusionModule
 from krossfuse.fusion.stream import inputs_of, kernel_of, roles_of
 from krossfuse.probes.base import Probe
+from krossfuse.probes.pooling import merged, pool
 from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.results.naming import run_name, run_tags
 
@@ -50,6 +52,10 @@ NOMINAL_DIM = 64
 
 FEATURE_KEYS = ("data", "pair", "store", "trainer", "extraction")
 """Top keys of the configuration that decide the features."""
+
+
+PROBES = "krossfuse.probes"
+"""The logger of all probes."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +127,20 @@ class FuseAndProbe(Kind):
         method = built.method
         if isinstance(source, Extraction):
             check_names(built, source.info, source.data.parts())
-            if method is not None:
-                check_fit(method, sizes_of(source.data))
+            sizes = sizes_of(source.data)
+            if source.info.fold_of and not built.cfg["store"]:
+                raise ConfigError(
+                    f"data.folds={source.info.n_folds} needs stored features, for each item would be encoded once a "
+                    "fold; choose store=local, or data.folds=null"
+                )
         else:  # dimensions and numbers of rows are known
             check_names(built, source.info)
             bundle = features(built.cfg)
-            method = make_method(built.cfg, inputs_of(bundle))
-            check_fit(method, sizes_of(bundle))
+            method, sizes = make_method(built.cfg, inputs_of(bundle)), sizes_of(bundle)
+        if method is not None:
+            info = source.info
+            for of_turn in [fold_sizes(info, sizes, fold) for fold in range(info.n_folds)] or [sizes]:
+                check_fit(method, of_turn)
         if built.cfg["save_fusion"] and method is not None:
             check_saveable(method)
 
@@ -146,17 +159,23 @@ class FuseAndProbe(Kind):
         self.check_data(built)
         start = time.perf_counter()
         stored = cfg["store"] or not isinstance(source, Extraction)
-        given = _bundle(_key(cfg)) if stored else _raw(_key(cfg))
+        folds = _folds(_key(cfg)) if stored else ()
+        given: list[FeatureBundle | Raw] = [fold.bundle for fold in folds]
+        given = given or [_bundle(_key(cfg)) if stored else _raw(_key(cfg))]
         log.debug("%s: features after %.1f s", label, time.perf_counter() - start)
         start = time.perf_counter()
-        fused = fuse(cfg, given, session.folder, session.trainers)
-        method = fused.module.method
-        log.info("%s: %d dimensions, fused in %.1f s", label, method.out_dim, time.perf_counter() - start)
-        about = {**method.describe(), "fusion": built.fusion, "data": fused.space.info.name, "pair": fused.pair}
-        take_snapshot(fused.space, fused.features_of, session.folder, about=about, **cfg["figures"])
-        probe_all(built, fused, session)
+        names = [f"fold-{number}" for number, _ in enumerate(folds, 1)] or [""]
+        turns = [fuse(cfg, x, session.folder / name, session.trainers) for x, name in zip(given, names, strict=True)]
+        method, first = turns[0].module.method, turns[0]
+        times = f" {len(turns)} times" if folds else ""
+        log.info("%s: %d dimensions, fused%s in %.1f s", label, method.out_dim, times, time.perf_counter() - start)
+        about = {**method.describe(), "fusion": built.fusion, "data": first.space.info.name, "pair": first.pair}
+        take_snapshot(first.space, first.features_of, session.folder, about=about, **cfg["figures"])
+        probe_all(built, turns, folds, session)
         if cfg["save_fusion"]:
-            save_fusion(method, session.folder / "fusion.safetensors")
+            for turn, name in zip(turns, names, strict=True):
+                stem = f"fusion-{name}" if name else "fusion"
+                save_fusion(turn.module.method, session.folder / f"{stem}.safetensors")
 
 
 def make_method(cfg: Plain, inputs: InputSpec) -> FusionMethod:
@@ -203,6 +222,11 @@ def _source(cfg_yaml: str) -> FeatureSource:
 @lru_cache(maxsize=4)
 def _bundle(cfg_yaml: str) -> FeatureBundle:
     return _source(cfg_yaml).bundle()
+
+
+@lru_cache(maxsize=1)
+def _folds(cfg_yaml: str) -> tuple[Fold, ...]:
+    return tuple(folds_of(_bundle(cfg_yaml)))
 
 
 @lru_cache(maxsize=1)
@@ -272,7 +296,8 @@ def fuse(
     Args:
         cfg: the job's configuration.
         source: stored features; or raw items, which stream through the encoders into the fusion (then there is no
-            exact kernel for probes, and no measurement of the agreement with the cross-modal encoder).
+            exact kernel for probes, no features of the parents, and no measurement of the agreement with the
+            cross-modal encoder).
         folder: the run folder.
         trainers: makes every Trainer; None = as ``trainer`` says, without a tracker.
     """
@@ -310,7 +335,7 @@ def fuse(
         return Fused(module, space, source.pair.name, lambda part, rows: module.encode_part(data, part, rows))
     bundle = source
     reference = {part: roles[CROSS_MODAL] for part, roles in bundle.features.items() if CROSS_MODAL in roles}
-    space = replace(space, kernel=kernel_of(method, bundle), reference=reference)
+    space = replace(space, kernel=kernel_of(method, bundle), reference=reference, parents=bundle.features)
     return Fused(module, space, bundle.pair, lambda part, rows: {r: x[rows] for r, x in bundle[part].items()})
 
 
@@ -336,29 +361,52 @@ def check_names(job: Job, info: DatasetInfo, parts: Collection[Part] = ()) -> No
             raise type(error)(f"probe.{name}: {error}") from None
 
 
-def probe_all(job: Job, fused: Fused, session: Session) -> None:
+@contextlib.contextmanager
+def _warnings_alone() -> Iterator[None]:
+    """Keep probes from saying what they measured: what one fold measured is not the measurement."""
+    logger = logging.getLogger(PROBES)
+    level = logger.level
+    logger.setLevel(max(logging.WARNING, logger.getEffectiveLevel()))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def probe_all(job: Job, turns: Sequence[Fused], folds: Sequence[Fold], session: Session) -> None:
     """Run every probe that applies, and record each as soon as it is measured.
+
+    Args:
+        job: the job.
+        turns: the fused dataset; or, with folds, that of each fold's turn, whose measurements are pooled.
+        folds: of the dataset; none where its splits are used as they are.
+        session: what records them.
 
     Raises:
         DataError: no probe applies.
     """
-    method, space = fused.module.method, fused.space
+    method, info = turns[0].module.method, turns[0].space.info
+    dims = sorted({turn.module.method.out_dim for turn in turns})
+    if len(dims) > 1:
+        raise DataError(f"{session.label}: the fusion has {dims} dimensions, another in another fold; set fusion.dim")
     reasons: list[str] = []
     for name, probe in job.probes.items():
-        reason = probe.why_not(space)
+        reason = next((r for r in (probe.why_not(turn.space) for turn in turns) if r is not None), None)
         if reason is not None:
             reasons.append(f"{name}: {reason}")
             log.info("%s: probe %s does not apply: %s", session.label, name, reason)
             continue
         start = time.perf_counter()
-        result = probe.evaluate(space, seed=job.cfg["seed"])
+        with _warnings_alone() if folds else contextlib.nullcontext():
+            results = [probe.evaluate(turn.space, seed=job.cfg["seed"]) for turn in turns]
+        result = pool(results, folds) if folds else results[0]
         made = make_records(
             job.cfg,
-            data=space.info.name,
-            pair=fused.pair,
+            data=info.name,
+            pair=turns[0].pair,
             fusion=job.fusion,
             dim=method.out_dim,
-            described=method.describe(),
+            described=merged([turn.module.method.describe() for turn in turns]),
             deterministic=method.deterministic,
             probe=name,
             result=result,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from krossfuse.core.errors import ConfigError, check_positive
+
+log = logging.getLogger(__name__)
 
 
 def to_check(jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
@@ -35,6 +38,10 @@ def to_check(jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     return chosen
 
 
+NEEDS = "_needs_"
+"""The key of a grid under which stands what it needs."""
+
+
 class GridSweep:
     """Sweep the union of several grids; what ``hydra_plugins.krossfuse_sweeper`` puts before Hydra's own sweeper.
 
@@ -43,6 +50,9 @@ class GridSweep:
     A component's option (``fusion.dim``) that only some grids sweep is overridden in those alone: the others may hold
     methods without it. Equal jobs run once. All jobs run, even if some fail; then the sweep is reported and the
     failures are raised.
+
+    A grid may say what it needs that not every machine has, e.g. ``_needs_: ${oc.env:KROSSFUSE_SENTEVAL,null}``: where
+    that is null the grid is left out, and the log says so.
     """
 
     config: DictConfig | None
@@ -67,6 +77,10 @@ class GridSweep:
             )
         super().__init__(max_batch_size, dict(params or {}))  # type: ignore[call-arg]
         self.grids = [dict(grid) for grid in grids or []] or [{}]
+        self.left_out = [grid for grid in self.grids if NEEDS in grid and not grid[NEEDS]]
+        self.grids = [{k: v for k, v in g.items() if k != NEEDS} for g in self.grids if g not in self.left_out]
+        if not self.grids:
+            raise ConfigError("hydra.sweeper.grids: every grid needs something that is not there; README says what")
 
     def jobs(self, arguments: list[str]) -> list[list[str]]:
         """Return the overrides of every job, without repeats, in the order of the grids."""
@@ -92,6 +106,9 @@ class GridSweep:
         assert self.launcher is not None
         assert self.hydra_context is not None
         jobs = self.jobs(arguments)
+        for grid in self.left_out:
+            what = ", ".join(f"{key}={value}" for key, value in grid.items() if key.startswith(("data", "pair")))
+            log.info("left out, for want of its data (the experiment's file says how to name them): %s", what)
         if not jobs:
             raise ConfigError(f"this sweep has no job: a key of {' '.join(arguments)} has no values")
         load = self.hydra_context.config_loader.load_sweep_config

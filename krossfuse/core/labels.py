@@ -56,12 +56,21 @@ class DatasetInfo:
         label_sets: by name.
         caption_of: by split, (n_texts,) int64: the row of the image that each text describes. Present only
             where a split has both modalities.
+        fold_of: by split (train, val and test), (n,) int64: the fold in which each item is tested. Rows are those of
+            the labels. Empty: the splits are used as they are; else every item is tested once
+            (:mod:`krossfuse.features.folds`). No part of the fingerprint: it changes no feature.
     """
 
     name: str
     fingerprint: Mapping[str, Any]
     label_sets: Mapping[str, LabelSet]
     caption_of: Mapping[str, Tensor] = field(default_factory=dict)
+    fold_of: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def n_folds(self) -> int:
+        """How many folds there are; 0 where the splits are used as they are."""
+        return max((int(fold.max()) + 1 for fold in self.fold_of.values() if len(fold)), default=0)
 
     def labels(self, label_set: str, part: Part) -> Tensor:
         """Return the labels of the rows of ``part``: a text row takes its image's label.

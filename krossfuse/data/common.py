@@ -15,6 +15,7 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.files import check_regular
 from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
 from krossfuse.core.parts import SPLITS, TRAIN, Part
+from krossfuse.data.folds import check_fold_of
 
 
 def make_prompts(templates: Sequence[str], names: Sequence[str | Sequence[str]]) -> Prompts:
@@ -212,7 +213,8 @@ def check_info(info: DatasetInfo, sizes: Mapping[Part, int], *, splits: Sequence
 
     Raises:
         DataError: an empty or missing split; a label out of range; labels or captions of another length
-            than the items; a class without training samples; a caption without an image.
+            than the items; a class without training samples; class texts for fewer than two classes; a caption
+            without an image; folds that are none.
     """
     where = f"dataset {info.name!r}"
     for part, size in sorted(sizes.items()):
@@ -225,6 +227,7 @@ def check_info(info: DatasetInfo, sizes: Mapping[Part, int], *, splits: Sequence
         _check_captions(f"{where}, {split}", rows, sizes.get(Part(split, "image")), sizes.get(Part(split, "text")))
     for name, label_set in info.label_sets.items():
         _check_labels(f"{where}, label set {name!r}", label_set, sizes)
+    check_fold_of(info, sizes)
     return info
 
 
@@ -284,12 +287,12 @@ def _check_labels(where: str, label_set: LabelSet, sizes: Mapping[Part, int]) ->
             raise DataError(f"{where}, prompts {name!r}: {len(prompts.texts)} texts but {len(owner)} owners")
         if len(owner) and (int(owner.min()) < 0 or int(owner.max()) >= n_classes):
             raise DataError(f"{where}, prompts {name!r}: an owner is outside the {n_classes} classes")
-        silent = sorted(set(range(n_classes)) - set(owner.tolist()))
-        if silent:
+        named = sorted(set(owner.tolist()))
+        if len(named) < min(2, n_classes):
             raise DataError(
-                f"{where}, prompts {name!r}: no text for {[label_set.classes[i] for i in silent[:10]]}{_more(silent)}; "
-                f"{n_classes - len(silent)} of {n_classes} classes have one: give each class a text (an owner is the "
-                "class's number, from 0), or remove this prompt set"
+                f"{where}, prompts {name!r}: texts for {len(named)} of {n_classes} classes "
+                f"({[label_set.classes[i] for i in named]}), and zero-shot needs two classes to tell apart: give more "
+                "classes a text (an owner is the class's number, from 0), or remove this prompt set"
             )
 
 

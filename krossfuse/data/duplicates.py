@@ -1,13 +1,16 @@
-"""Identical items in two splits: what is tested on was then trained on."""
+"""Identical items in two splits, or in two folds: what is tested on was then trained on."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from krossfuse.core.errors import DataError
 
@@ -23,8 +26,10 @@ Place = tuple[str, int]
 """Split and row."""
 
 
-def check_duplicates(dataset: str, items: Mapping[str, Sequence[Any]], action: str) -> None:
-    """Say how many items of one split are, by content, in another too.
+def check_duplicates(
+    dataset: str, items: Mapping[str, Sequence[Any]], action: str, fold_of: Mapping[str, Tensor] | None = None
+) -> None:
+    """Say how many items of one split are, by content, in another too; with folds, of one fold in another.
 
     Image files are compared by size, then by their first and last bytes, then in full; texts as they are; other items
     by what their sequence's ``content(row)`` returns. Items without it are not compared.
@@ -33,6 +38,7 @@ def check_duplicates(dataset: str, items: Mapping[str, Sequence[Any]], action: s
         dataset: its name, for the message.
         items: by split.
         action: ``warn``, ``error`` or ``ignore``.
+        fold_of: by split, the fold of each item (``DatasetInfo.fold_of``); splits without folds are compared as such.
 
     Raises:
         DataError: there are such items, and ``action`` is ``error``; the message counts them and names the first.
@@ -43,52 +49,71 @@ def check_duplicates(dataset: str, items: Mapping[str, Sequence[Any]], action: s
     if action == "warn" and total > LIMIT:
         log.info("%s: %d items are not compared between the splits; data.duplicates=error does", dataset, total)
         return
+    dealt = {split: fold.tolist() for split, fold in (fold_of or {}).items()}
+
+    def home(place: Place) -> str:
+        split, row = place
+        return f"fold {dealt[split][row] + 1}" if split in dealt else repr(split)
+
+    groups = identical(items, home)
+    counts = Counter(home((split, row)) for split, of_split in items.items() for row in range(len(of_split)))
+    homes = sorted(counts) if dealt else list(counts)
     said = []
-    groups = identical(items)
-    splits = list(items)
-    for at, one in enumerate(splits):
-        for other in splits[at + 1 :]:
+    for at, one in enumerate(homes):
+        for other in homes[at + 1 :]:
             pairs = [
-                (one_row, next(row for split, row in group if split == other))
+                (place, next(twin for twin in group if home(twin) == other))
                 for group in groups
-                if any(split == other for split, _ in group)
-                for split, one_row in group
-                if split == one
+                if any(home(twin) == other for twin in group)
+                for place in group
+                if home(place) == one
             ]
             if pairs:
                 first, twin = min(pairs)
                 said.append(
-                    f"{len(pairs)} of {len(items[one])} items of {one!r} are in {other!r} too (the first: "
-                    f"{_name(items[one], first)} is {_name(items[other], twin)})"
+                    f"{len(pairs)} of {counts[one]} items of {one} are in {other} too (the first: "
+                    f"{_name(items[first[0]], first[1])} is {_name(items[twin[0]], twin[1])})"
                 )
     if said:
-        message = f"dataset {dataset!r}: identical items in two splits: {'; '.join(said)}"
+        what = "folds" if dealt else "splits"
+        message = f"dataset {dataset!r}: identical items in two {what}: {'; '.join(said)}"
         if action == "error":
             raise DataError(f"{message}; remove them from one, or say data.duplicates=warn")
         log.warning("%s; measurements on them say little (data.duplicates=error stops, =ignore is silent)", message)
 
 
-def identical(items: Mapping[str, Sequence[Any]]) -> list[list[Place]]:
-    """Return the groups of items with the same content that lie in more than one split."""
+def _split(place: Place) -> str:
+    return place[0]
+
+
+def identical(items: Mapping[str, Sequence[Any]], home: Callable[[Place], str] = _split) -> list[list[Place]]:
+    """Return the groups of items with the same content that lie in more than one split (or ``home``)."""
     places = [(split, row) for split, of_split in items.items() for row in range(len(of_split))]
     first = next(iter(items.values()), ())
     if hasattr(first, "paths"):
         groups = [places]
         for step in (_size, _ends, _whole):
-            groups = [finer for group in groups for finer in _refined(group, lambda p: step(items[p[0]].paths[p[1]]))]  # type: ignore[attr-defined]  # noqa: B023
+            groups = [finer for group in groups for finer in _refined(group, partial(_of_path, items, step), home)]
         return groups
     if hasattr(first, "content"):
-        return _refined(places, lambda p: hashlib.sha256(items[p[0]].content(p[1])).digest())  # type: ignore[attr-defined]
+        return _refined(places, lambda p: hashlib.sha256(items[p[0]].content(p[1])).digest(), home)  # type: ignore[attr-defined]
     if isinstance(first, list | tuple) and all(isinstance(item, str) for item in first):
-        return _refined(places, lambda p: items[p[0]][p[1]])
+        return _refined(places, lambda p: items[p[0]][p[1]], home)
     return []
 
 
-def _refined(group: list[Place], content: Callable[[Place], Hashable]) -> list[list[Place]]:
+def _refined(
+    group: list[Place], content: Callable[[Place], Hashable], home: Callable[[Place], str]
+) -> list[list[Place]]:
     finer: dict[Hashable, list[Place]] = defaultdict(list)
     for place in group:
         finer[content(place)].append(place)
-    return [places for places in finer.values() if len({split for split, _ in places}) > 1]
+    return [places for places in finer.values() if len({home(place) for place in places}) > 1]
+
+
+def _of_path(items: Mapping[str, Any], step: Callable[[str], Hashable], place: Place) -> Hashable:
+    split, row = place
+    return step(items[split].paths[row])
 
 
 def _size(path: str) -> int:

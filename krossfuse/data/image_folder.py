@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from krossfuse.core.errors import DataError, check_choice, did_you_mean
 from krossfuse.core.files import check_regular
@@ -25,6 +26,7 @@ from krossfuse.data.common import (
     required_path,
     stratified_split,
 )
+from krossfuse.data.folds import check_folds, draw_folds, official_splits
 from krossfuse.data.listing import EXTENSIONS, Listing, list_images
 from krossfuse.data.module import BaseDataModule, Item
 
@@ -48,7 +50,9 @@ class ImageFolder(BaseDataModule):
         class_names: YAML or JSON file ``{folder: name}``; None = the folder's name with spaces for underscores.
         val_fraction: share of a drawn validation split.
         test_fraction: share of a drawn test split.
-        split_seed: of drawn splits (not the run's seed).
+        split_seed: of drawn splits and folds (not the run's seed).
+        folds: test all images, in so many folds (:mod:`krossfuse.data.folds`); None = the splits. For class folders
+            only.
         digest: ``stat`` or ``content``.
         **loader: ``batch_size`` and ``num_workers``, see the base.
 
@@ -66,6 +70,7 @@ class ImageFolder(BaseDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int = 0,
+        folds: int | None = None,
         digest: str = "stat",
         **loader: Any,
     ) -> None:
@@ -77,6 +82,7 @@ class ImageFolder(BaseDataModule):
         self.fractions = {VAL: val_fraction, TEST: test_fraction}
         check_fractions(self.fractions)
         self.split_seed = check_split_seed(split_seed)
+        self.folds = check_folds(folds)
         self.digest = check_choice("data.digest", digest, ("stat", "content"))
 
     def check(self) -> None:
@@ -95,9 +101,12 @@ class ImageFolder(BaseDataModule):
 
         Raises:
             DataError: no such folder, no images in it, a class without training images, a bad ``class_names`` file.
+            ConfigError: folds of a folder that has a test split of its own.
         """
         self.check()
         listing, rule = self._split()
+        if self.folds is not None and rule[TEST].startswith("folder"):
+            raise official_splits(self.folds, repr(str(self.root)), ", or give a folder that has class folders only")
         folders = sorted({folder for files in listing.values() for folder, _ in files})
         names = self._names(folders)
         twice = [name for name, count in Counter(names).items() if count > 1]
@@ -125,7 +134,11 @@ class ImageFolder(BaseDataModule):
             Part(split, "image"): ImageFiles([self.root / path for _, path in files])
             for split, files in listing.items()
         }
-        return DatasetInfo(self.dataset_name, fingerprint, {"class": label_set}), items
+        fold_of: dict[str, Tensor] = {}
+        if self.folds is not None:
+            sizes = {split: len(files) for split, files in listing.items()}
+            fold_of = draw_folds({"class": label_set}, sizes, self.folds, self.split_seed)
+        return DatasetInfo(self.dataset_name, fingerprint, {"class": label_set}, fold_of=fold_of), items
 
     def _split(self) -> tuple[dict[str, Listing], dict[str, str]]:
         """Return the files of each split and how each split came about."""

@@ -70,7 +70,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
             check_info(info, {part: len(of_part) for part, of_part in items.items()})
             main = "image" if any(part.modality == "image" for part in items) else "text"
             compared = {part.split: of_part for part, of_part in items.items() if part.modality == main}
-            check_duplicates(info.name, compared, self.duplicates)
+            check_duplicates(info.name, compared, self.duplicates, info.fold_of)
             every = dict(items)
             for name, label_set in info.label_sets.items():
                 for prompt_set, prompts in label_set.prompts.items():

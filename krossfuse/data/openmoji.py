@@ -25,6 +25,7 @@ from krossfuse.core.errors import ConfigError, DataError, check_choice, check_po
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import make_prompt_sets
+from krossfuse.data.folds import by_split, check_folds, deal
 from krossfuse.data.module import BaseDataModule, Item
 
 PRETRAIN = "pretrain"
@@ -32,6 +33,9 @@ PRETRAIN = "pretrain"
 
 SPLIT_RULE = "openmoji-1"
 """Name of the rule in :func:`assign_parts`: it salts the hash and stands in every fingerprint."""
+
+FOLD_RULE = "openmoji-folds-1"
+"""Name of the rule in :func:`assign_folds`; it salts the hash."""
 
 SHARES: Mapping[str, float] = {PRETRAIN: 0.6, TRAIN: 0.2, VAL: 0.06, TEST: 0.14}
 MIN_CLASS = 10
@@ -117,6 +121,26 @@ def assign_parts() -> Mapping[str, str]:
     return parts
 
 
+def assign_folds(emoji: Sequence[Emoji], folds: int) -> Tensor:
+    """Return the (n,) fold in which each of some emoji is tested.
+
+    The rule, fixed for given packages: within each subgroup, families go whole, those of the validation part first and
+    then in the order of the SHA-256 of their code points, to the fold with the fewest emoji of the subgroup, and among
+    equals of all (:func:`krossfuse.data.folds.deal`).
+    """
+    parts = assign_parts()
+    strata: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    home: dict[str, str] = {}
+    for place, one in enumerate(emoji):
+        strata[home.setdefault(one.family, one.subgroup)][one.family].append(place)
+
+    def turn(family: str, places: Sequence[int]) -> tuple[bool, bytes]:
+        return parts[emoji[places[0]].id] != VAL, hashlib.sha256(f"{FOLD_RULE}:{family}".encode()).digest()
+
+    ordered = [sorted(families.items(), key=lambda item: turn(*item)) for families in strata.values()]
+    return deal([[places for _, places in families] for families in ordered], len(emoji), folds)
+
+
 @cache
 def subgroup_classes() -> tuple[str, ...]:
     """Return the subgroups with :data:`MIN_CLASS` emoji or more, in Unicode's order."""
@@ -174,6 +198,7 @@ class OpenMoji(BaseDataModule):
             in lower case with spaces for hyphens.
         limit: at most so many items a split, taken from the groups in turn (toy runs); None = all. Classes left
             without an item in one of the splits become unlabelled.
+        folds: test all items of the three splits, in so many folds (:func:`assign_folds`); None = the splits.
         batch_size, num_workers: see :class:`~krossfuse.data.module.BaseDataModule`.
 
     Raises:
@@ -189,6 +214,7 @@ class OpenMoji(BaseDataModule):
         prompts: Mapping[str, Sequence[str]] | None = None,
         class_names: Mapping[str, Mapping[str, str | Sequence[str]]] | None = None,
         limit: int | None = None,
+        folds: int | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
     ) -> None:
@@ -199,7 +225,7 @@ class OpenMoji(BaseDataModule):
                 check_positive("data.limit", limit, integer=True)
             except ConfigError as error:
                 raise ConfigError(f"{error}, or null for all items") from None
-        self.size, self.limit = size, limit
+        self.size, self.limit, self.folds = size, limit, check_folds(folds)
         self.prompts = {"name": ["{}"]} if prompts is None else dict(prompts)
         self.class_names = {name: dict(names) for name, names in (class_names or {}).items()}
         for name in self.class_names:
@@ -227,7 +253,11 @@ class OpenMoji(BaseDataModule):
             "limit": self.limit,
         }
         captions = {split: torch.arange(len(emoji)) for split, emoji in splits.items()}
-        return DatasetInfo(self.name, fingerprint, label_sets, captions), items
+        fold_of: dict[str, Tensor] = {}
+        if self.folds is not None:
+            dealt = assign_folds([e for split in SPLITS for e in splits[split]], self.folds)
+            fold_of = by_split(dealt, {split: len(splits[split]) for split in SPLITS})
+        return DatasetInfo(self.name, fingerprint, label_sets, captions, fold_of), items
 
     def _label_set(
         self, name: Literal["group", "subgroup"], classes: tuple[str, ...], splits: Mapping[str, Sequence[Emoji]]

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from krossfuse.core.errors import ConfigError, DataError, check_choice
 from krossfuse.core.files import check_regular
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import check_fractions, check_split_seed, digest, required_path, stratified_split
+from krossfuse.data.folds import check_folds, draw_folds, official_splits
 from krossfuse.data.module import BaseDataModule, Item
 
 ALL = "all"
@@ -52,7 +54,8 @@ class TextFiles(BaseDataModule):
             quotation marks).
         val_fraction: share of a drawn validation split.
         test_fraction: share of a drawn test split.
-        split_seed: of drawn splits (not the run's seed).
+        split_seed: of drawn splits and folds (not the run's seed).
+        folds: test all texts, in so many folds (:mod:`krossfuse.data.folds`); None = the splits. For one file for all.
         **loader: ``batch_size`` and ``num_workers``, see the base.
 
     Raises:
@@ -70,6 +73,7 @@ class TextFiles(BaseDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int = 0,
+        folds: int | None = None,
         **loader: Any,
     ) -> None:
         super().__init__(**loader)
@@ -96,6 +100,11 @@ class TextFiles(BaseDataModule):
         self.fractions = {VAL: val_fraction, TEST: test_fraction}
         check_fractions(self.fractions)
         self.split_seed = check_split_seed(split_seed)
+        self.folds = check_folds(folds)
+        if self.folds is not None and ALL not in self.files:
+            raise official_splits(
+                self.folds, repr(self.dataset_name), f", or give one file as data.files={{{ALL}: FILE}}"
+            )
 
     def check(self) -> None:
         """Check that the files are there.
@@ -146,7 +155,12 @@ class TextFiles(BaseDataModule):
             "splits": rule,
             "texts": digest(text for split in SPLITS for text in (split, *texts[split])),
         }
-        info = DatasetInfo(self.dataset_name, fingerprint, {"class": LabelSet(tuple(classes.values()), labels)})
+        label_sets = {"class": LabelSet(tuple(classes.values()), labels)}
+        fold_of: dict[str, Tensor] = {}
+        if self.folds is not None:
+            sizes = {split: len(of_split) for split, of_split in texts.items()}
+            fold_of = draw_folds(label_sets, sizes, self.folds, self.split_seed)
+        info = DatasetInfo(self.dataset_name, fingerprint, label_sets, fold_of=fold_of)
         return info, {Part(split, "text"): texts[split] for split in SPLITS}
 
 

@@ -21,6 +21,7 @@ from krossfuse.data.common import (
     required_path,
     stratified_split,
 )
+from krossfuse.data.folds import check_folds, official_splits
 from krossfuse.data.module import BaseDataModule, Item
 
 DATASETS = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
@@ -37,6 +38,7 @@ class TorchvisionDataset(BaseDataModule):
         prompts: by prompt set, templates with ``{}``.
         val_fraction: share of train that is the validation split, stratified.
         split_seed: of that draw (not the run's seed).
+        folds: refused unless None: the test split is official. (So that a study of folds says so here.)
         name: of the dataset, in results; None = ``dataset`` in lower case.
         **loader: ``batch_size`` and ``num_workers``, see the base.
 
@@ -54,6 +56,7 @@ class TorchvisionDataset(BaseDataModule):
         prompts: Mapping[str, Sequence[str]] | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
+        folds: int | None = None,
         name: str | None = None,
         **loader: Any,
     ) -> None:
@@ -67,6 +70,8 @@ class TorchvisionDataset(BaseDataModule):
         check_fractions({VAL: val_fraction})
         self.split_seed = check_split_seed(split_seed)
         self.dataset_name = str(name or dataset.lower())
+        if check_folds(folds) is not None:
+            raise official_splits(folds, repr(self.dataset_name), "")
 
     def check(self) -> None:
         """Check that the folder is there, unless it is to be downloaded.

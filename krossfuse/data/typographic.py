@@ -94,7 +94,7 @@ class TypographicAttack(BaseDataModule):
             },
         }
         name = self.dataset_name or f"{info.name}_typographic"
-        return DatasetInfo(name, fingerprint, info.label_sets, info.caption_of), items
+        return DatasetInfo(name, fingerprint, info.label_sets, info.caption_of, info.fold_of), items
 
 
 def draw_misleading(labels: Tensor, n_classes: int, *, seed: int) -> Tensor:

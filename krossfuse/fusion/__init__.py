@@ -11,6 +11,7 @@ _HOMES = {
     "base": ("FusionMethod", "InputSpec"),
     "kernels": (
         "CauchyKernel",
+        "CentredKernel",
         "CosineKernel",
         "GaussianKernel",
         "Kernel",

@@ -1,17 +1,13 @@
 """What an approximation costs on your own features: kernel error, zero-shot agreement, the dimension that you need.
 
-``krossfuse diagnose FILE`` does it for a file of embeddings (``docs/embeddings.md``), without a run of anything else.
+The command ``krossfuse diagnose FILE`` does it for a file of embeddings (:mod:`krossfuse.app.diagnose`).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +18,6 @@ from krossfuse.core.errors import ConfigError, DataError, DimensionError, check_
 from krossfuse.core.parts import CROSS_MODAL, MODALITIES, TEST, Modality, Part
 from krossfuse.fusion.base import Features, FusionMethod, InputSpec
 from krossfuse.fusion.fit import fit_method
-from krossfuse.fusion.methods import RPKrossFuse
-from krossfuse.fusion.named import KERNELS, SKETCHES, kernel_named, sketch_named
 from krossfuse.fusion.stream import inputs_of, select_roles
 
 LEVEL = 0.95
@@ -119,6 +113,8 @@ def diagnose(
         DataError: the features do not fit the method, or there are too few.
 
     Examples:
+        >>> from functools import partial
+        >>> from krossfuse.fusion.methods import RPKrossFuse
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = {r: torch.randn(60, d, generator=generator) for r, d in {"cross_modal": 8, "dino": 10}.items()}
         >>> report = diagnose({"image": x}, partial(RPKrossFuse, dim=40, alignment="exact"), seeds=3)
@@ -318,65 +314,3 @@ def _sample(features: Features, max_rows: int) -> Features:
     n = len(next(iter(features.values())))
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:max_rows].sort().values
     return {role: x[rows] for role, x in features.items()}
-
-
-def main(arguments: Iterable[str] | None = None) -> int:
-    """Run ``krossfuse diagnose``; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="krossfuse diagnose", description="Kernel error, zero-shot agreement and the dimension that you need."
-    )
-    parser.add_argument("file", type=Path, help="embeddings, .safetensors or .npz (docs/embeddings.md)")
-    parser.add_argument("--dim", type=int, default=768, help="total dimension (default: %(default)s)")
-    parser.add_argument("--alignment", default="exact", help="published, offset or exact (default: %(default)s)")
-    parser.add_argument("--sketch", default="spectral", help=f"{', '.join(SKETCHES)} (default: %(default)s)")
-    parser.add_argument("--kernel", default="cosine", help=f"{', '.join(KERNELS)} (default: %(default)s)")
-    parser.add_argument("--C", default="1.0", help="positive number, cv or auto (default: %(default)s)")
-    parser.add_argument(
-        "--expert-weight", type=float, default=0.0, help="of the expert's own kernel (default: %(default)s)"
-    )
-    parser.add_argument("--target", type=float, help="relative kernel error whose smallest dimension is searched for")
-    parser.add_argument("--seeds", type=int, default=5, help="draws (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=1000, help="items compared at most (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from krossfuse.features.embeddings import EmbeddingsFile
-
-    method = partial(
-        RPKrossFuse,
-        dim=options.dim,
-        alignment=options.alignment,
-        sketch=sketch_named(options.sketch),
-        kernel=kernel_named(options.kernel),
-        C=_number_or_rule(options.C),
-        expert_weight=options.expert_weight,
-    )
-    bundle = EmbeddingsFile(path=str(options.file)).bundle()
-    report = diagnose(
-        bundle,
-        method,
-        seeds=options.seeds,
-        target=options.target,
-        max_rows=options.rows,
-        label_set=next(iter(bundle.info.label_sets), None),
-    )
-    table = Table(title=f"{bundle.info.name}: {report.n_images} images, {report.n_texts} texts")
-    table.add_column("figure")
-    table.add_column(f"mean [95% interval over {report.interval_over}]")
-    shown = ("method", "dim", "alignment", "sketch", "kernel", "C", "expert_weight")
-    for name, value in [(key, str(report.config[key])) for key in shown if key in report.config] + report.rows():
-        table.add_row(name, value)
-    Console().print(table)
-    if options.out is not None:
-        options.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-    return 0
-
-
-def _number_or_rule(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -20,6 +20,7 @@ _HOME = {
     "OutOfDistribution": "ood",
     "Probe": "base",
     "ProbeResult": "base",
+    "Propagation": "propagation",
     "Retrieval": "retrieval",
     "RidgeProbe": "ridge",
     "SGDProbe": "sgd",
@@ -28,6 +29,8 @@ _HOME = {
     "Selection": "selection",
     "StreamedHeads": "streamed",
     "TextProbe": "text_probe",
+    "TransCLIP": "transclip",
+    "ZLaP": "zlap",
     "ZeroShot": "zero_shot",
     "ZeroShotHead": "zero_shot",
 }

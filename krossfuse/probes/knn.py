@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError, check_choice, check_positive
 from krossfuse.core.parts import TEST, TRAIN, VAL, Modality, Part
 from krossfuse.probes.base import Measurement, Probe, ProbeResult
 from krossfuse.probes.labelled import check_every_class, labelled
+from krossfuse.probes.neighbours import Neighbours, nearest_in_tiles
 from krossfuse.probes.options import check_counts, check_device, solving_device
 from krossfuse.probes.rows import check_range, finite_rows, largest, unit_rows
 from krossfuse.probes.scope import Scope
@@ -35,7 +35,7 @@ def nearest(
     block_rows: int = 2048,
     device: torch.device | None = None,
     names: tuple[object, object] = ("the queries", "the gallery"),
-) -> tuple[Tensor, Tensor]:
+) -> Neighbours:
     """Return the scores and positions, both (n, k), of the k nearest gallery items of each query, nearest first.
 
     The score is the cosine similarity, or −½·‖x − y‖² (of unit vectors: cosine − 1). Equal scores keep the order of the
@@ -57,8 +57,6 @@ def nearest(
     """
     query_rows = torch.arange(len(queries)) if query_rows is None else query_rows
     gallery_rows = torch.arange(len(gallery)) if gallery_rows is None else gallery_rows
-    if k > len(gallery_rows):
-        raise DataError(f"k={k} nearest neighbours of {len(gallery_rows)} gallery items; choose a smaller k")
     dtype = torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
 
     def read(source: Tensor, rows: Tensor, what: object) -> Tensor:
@@ -69,24 +67,20 @@ def nearest(
         check_range(size, (1, block.shape[1]), dtype, what, way_out="scale the embeddings, or say metric=cosine")
         return block.to(dtype)
 
-    scores = torch.empty(len(query_rows), k, dtype=dtype)
-    places = torch.empty(len(query_rows), k, dtype=torch.int64)
-    for q in blocks(len(query_rows), block_rows):
-        x = read(queries, query_rows[q], names[0])
-        half = None if metric == "cosine" else x.square().sum(1, keepdim=True) / 2
-        best, at = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
-        for g in blocks(len(gallery_rows), block_rows):
-            y = read(gallery, gallery_rows[g], names[1])
-            s = x @ y.T
-            if half is not None:
-                s -= half + y.square().sum(1) / 2
-            top, index = s.topk(min(k, s.shape[1]), dim=1)
-            index, order = index.sort(dim=1)
-            best, at = torch.cat([best, top.gather(1, order)], 1), torch.cat([at, index + g.start], 1)
-            best, order = best.sort(dim=1, descending=True, stable=True)
-            best, at = best[:, :k], at.gather(1, order)[:, :k]
-        scores[q], places[q] = best, at
-    return scores, places
+    def similarity(x: Tensor, y: Tensor) -> Tensor:
+        scores = x @ y.T
+        if metric != "cosine":
+            scores -= x.square().sum(1, keepdim=True) / 2 + y.square().sum(1) / 2
+        return scores
+
+    return nearest_in_tiles(
+        lambda block: read(queries, query_rows[block], names[0]),
+        lambda block: read(gallery, gallery_rows[block], names[1]),
+        similarity,
+        (len(query_rows), len(gallery_rows)),
+        k,
+        block_rows=block_rows,
+    )
 
 
 def vote(scores: Tensor, labels: Tensor, n_classes: int, *, temperature: float | None) -> Tensor:

@@ -95,6 +95,8 @@ class EmbeddingSpace:
         kernel: exact kernel between rows of two parts, ``kernel(part_a, rows_a, part_b, rows_b)`` to (a, b), with
             row indices (int64), or None where the embedding has no exact kernel behind it. See :meth:`exact_kernel`.
         reference: by part, the cross-modal encoder's own embeddings, for measures of agreement; may be empty.
+        parents: by part and role, the features that the embedding was fused from, for kernels of the parents
+            themselves; over a read-only memory map where they come from a store, and empty where they only stream.
         trainers: makes the Trainers of probes that train, from the run's options and tracker.
         streams: of parts that are never held whole, what makes their batches (``FusionModule.stream`` of a part).
             Only probes that train on batches can use them.
@@ -104,6 +106,7 @@ class EmbeddingSpace:
     parts: Mapping[Part, Tensor]
     kernel: Kernel | None = None
     reference: Mapping[Part, Tensor] = field(default_factory=dict)
+    parents: Mapping[Part, Mapping[str, Tensor]] = field(default_factory=dict)
     trainers: TrainerFactory = field(default_factory=TrainerFactory)
     streams: Mapping[Part, StreamMaker] = field(default_factory=dict)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from itertools import product
 from typing import Any, Literal
@@ -15,10 +13,10 @@ from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError, check_choice, check_positive
 from krossfuse.core.parts import TEST, Modality, Part
 from krossfuse.probes.base import Measurement, Probe, ProbeResult
-from krossfuse.probes.labelled import labelled
+from krossfuse.probes.class_texts import ClassTexts, class_texts
 from krossfuse.probes.options import SIMILARITIES
 from krossfuse.probes.rows import similarity_rows, unit_rows
-from krossfuse.probes.scope import ENSEMBLE, Scope
+from krossfuse.probes.scope import Scope
 from krossfuse.probes.scoring import accuracy_measurements
 from krossfuse.probes.space import EmbeddingSpace
 
@@ -61,15 +59,19 @@ class ZeroShotHead(nn.Module):
         cross_modal: (n_texts, d_ψ) the same texts in the cross-modal space. With ``"dot"``, the norm of a class's
             mean is taken there: an expert lengthens the fused texts, but has no say in image-text similarity.
         name: of the texts, in messages.
+        classes: (n_classes,) int64, the label of each class, where they are not all classes of a label set; None:
+            0, 1, 2, ...
 
     Attributes:
         weight: (n_classes, dim) float64 buffer.
+        classes: (n_classes,) int64.
 
     Raises:
         DataError: a class has no text, or its normalised texts cancel out.
     """
 
     weight: Tensor
+    classes: Tensor
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class ZeroShotHead(nn.Module):
         similarity: Literal["dot", "cosine"] = "dot",
         cross_modal: Tensor | None = None,
         name: str = "the class texts",
+        classes: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_choice("average", average, ["embeddings", "similarities"])
@@ -101,6 +104,7 @@ class ZeroShotHead(nn.Module):
                 raise DataError("the texts of a class cancel out: their mean is zero")
             weight = weight / norms
         self.register_buffer("weight", weight)
+        self.register_buffer("classes", torch.arange(n_classes) if classes is None else classes, persistent=False)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return (n, n_classes) scores of (n, dim) embeddings, which are scaled to norm 1: it changes no decision."""
@@ -108,8 +112,8 @@ class ZeroShotHead(nn.Module):
 
     @torch.no_grad()
     def decide(self, embeddings: Tensor, *, block_rows: int = 4096) -> Tensor:
-        """Return the (n,) int64 decisions on (n, dim) embeddings, read in blocks."""
-        parts = [decide(self(embeddings[block])) for block in blocks(len(embeddings), block_rows)]
+        """Return the (n,) int64 decisions, classes, on (n, dim) embeddings, read in blocks."""
+        parts = [self.classes[decide(self(embeddings[block]))] for block in blocks(len(embeddings), block_rows)]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
 
@@ -118,13 +122,49 @@ def _means(texts: Tensor, owner: Tensor, counts: Tensor) -> Tensor:
     return sums / counts.to(sums)[:, None]
 
 
+def zero_shot_heads(
+    space: EmbeddingSpace,
+    texts: ClassTexts,
+    *,
+    average: Literal["embeddings", "similarities"] = "embeddings",
+    similarity: Literal["dot", "cosine"] = "dot",
+) -> tuple[ZeroShotHead, ZeroShotHead | None]:
+    """Return the head of an embedding's class texts, and the cross-modal encoder's own where the space has it."""
+    cross_modal, name, n_classes = None, " and ".join(map(str, texts.parts)), len(texts.classes)
+    if all(part in space.reference for part in texts.parts):
+        cross_modal = torch.cat([space.reference[part] for part in texts.parts])
+    head = ZeroShotHead(
+        torch.cat([space[part] for part in texts.parts]),
+        texts.owner,
+        n_classes=n_classes,
+        average=average,
+        similarity=similarity,
+        cross_modal=cross_modal,
+        name=name,
+        classes=texts.classes,
+    )
+    if cross_modal is None:
+        return head, None
+    reference = ZeroShotHead(
+        cross_modal,
+        texts.owner,
+        n_classes=n_classes,
+        average=average,
+        similarity="cosine",
+        name=f"reference {name}",
+        classes=texts.classes,
+    )
+    return head, reference
+
+
 class ZeroShot(Probe):
     """Zero-shot classification by the nearest class text (CLIP, arXiv 2103.00020).
 
     Measurements, by label set, prompt set, split and modality: ``accuracy``, ``mean_per_class_accuracy`` (mean over the
     classes present), ``top5_accuracy`` where there are more than five classes, and ``agreement``, the share of
     decisions that are the cross-modal encoder's own, where the space has the reference. Heads are named
-    ``<label set>/<prompt set>``. Items without a label and multilabel sets are left out.
+    ``<label set>/<prompt set>``. Items without a label and multilabel sets are left out, and so are items whose class
+    has no text: the records then hold the number of such classes and items beside that of the classes told apart.
 
     Args:
         label_sets: names, or None for every single-label set that has prompts.
@@ -177,7 +217,7 @@ class ZeroShot(Probe):
 
         Raises:
             ConfigError: a label set or prompt set that the dataset does not have.
-            DataError: prompts do not cover the classes, a split is not there, or features have NaN.
+            DataError: no item's class has a text, a split is not there, or features have NaN.
         """
         self.check(space.info, space.parts)
         modalities = self.scope.modalities
@@ -188,11 +228,12 @@ class ZeroShot(Probe):
         for name in dict.fromkeys(name for _, name in self.scope.pairs(space)):
             label_set = space.info.label_sets[name]
             for prompt_set in self.scope.prompt_sets or list(label_set.prompts):
-                head, reference, protocol = self._heads(space, name, prompt_set)
+                texts = class_texts(space, name, prompt_set)
+                head, reference = zero_shot_heads(space, texts, average=self.average, similarity=self.similarity)
                 heads[f"{name}/{prompt_set}"] = head
                 for split, modality in product(self.scope.splits, modalities):
                     if Part(split, modality) in space and split in label_set.labels:
-                        measurements += self._measurements(space, name, split, modality, head, reference, protocol)
+                        measurements += self._measurements(space, texts, split, modality, head, reference)
         protocol = {
             "average": self.average,
             "similarity": self.similarity,
@@ -200,68 +241,18 @@ class ZeroShot(Probe):
         }
         return ProbeResult(measurements, protocol, heads)
 
-    def _heads(
-        self, space: EmbeddingSpace, name: str, prompt_set: str
-    ) -> tuple[ZeroShotHead, ZeroShotHead | None, dict[str, Any]]:
-        label_set = space.info.label_sets[name]
-        members = prompt_set.split(ENSEMBLE)
-        for member in members:
-            if member not in label_set.prompts or Part.prompts(name, member) not in space:
-                raise DataError(
-                    f"label set {name!r} of {space.info.name!r} has no prompt set {member!r} in this space; "
-                    f"it has {[p for p in label_set.prompts if Part.prompts(name, p) in space]}"
-                )
-        prompts = [label_set.prompts[member] for member in members]
-        parts = [Part.prompts(name, member) for member in members]
-        owner = torch.cat([p.owner for p in prompts])
-        classes = len(label_set.classes)
-        cross_modal, name_of_texts = None, " and ".join(map(str, parts))
-        if all(part in space.reference for part in parts):
-            cross_modal = torch.cat([space.reference[part] for part in parts])
-        head = ZeroShotHead(
-            torch.cat([space[part] for part in parts]),
-            owner,
-            n_classes=classes,
-            average=self.average,
-            similarity=self.similarity,
-            cross_modal=cross_modal,
-            name=name_of_texts,
-        )
-        reference = None
-        if cross_modal is not None:
-            reference = ZeroShotHead(
-                cross_modal,
-                owner,
-                n_classes=classes,
-                average=self.average,
-                similarity="cosine",
-                name=f"reference {name_of_texts}",
-            )
-        words = [text for p in prompts for text in p.texts]
-        return (
-            head,
-            reference,
-            {
-                "prompt_set": prompt_set,
-                "templates": [template for p in prompts for template in p.templates],
-                "n_prompts": len(words),
-                "prompts_digest": hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12],
-            },
-        )
-
     @torch.no_grad()
     def _measurements(
         self,
         space: EmbeddingSpace,
-        name: str,
+        texts: ClassTexts,
         split: str,
         modality: Modality,
         head: ZeroShotHead,
         reference: ZeroShotHead | None,
-        protocol: dict[str, Any],
     ) -> list[Measurement]:
-        part = Part(split, modality)
-        rows, labels = labelled(space, split, modality, name)
+        part, name = Part(split, modality), texts.label_set
+        rows, labels, counts = texts.items(space, split, modality)
         correct, top5, same = [], [], []
         compare = reference is not None and part in space.reference
         for block in blocks(len(rows), self.block_rows):
@@ -273,15 +264,14 @@ class ZeroShot(Probe):
             if reference is not None and compare:
                 own = unit_rows(space.reference[part][at], f"reference {part}", rows=at) @ reference.weight.T
                 same.append(decisions == decide(own))
-        classes = len(space.info.label_sets[name].classes)
-        shared = {**protocol, "split": split, "n_test": len(rows), "n_classes": classes}
+        shared: dict[str, Any] = {**texts.protocol, "split": split, "n_test": len(rows), **counts}
         measurements = accuracy_measurements(
             torch.cat(correct),
             labels,
             modality=modality,
             label_set=name,
             protocol=shared,
-            in_top5=torch.cat(top5) if classes > 5 else None,
+            in_top5=torch.cat(top5) if len(texts.classes) > 5 else None,
         )
         if compare:
             kept = torch.cat(same).float()

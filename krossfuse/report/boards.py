@@ -84,9 +84,9 @@ class Row:
 
     def option(self, key: str) -> str:
         """Return what the method's description says of an option; empty where it says nothing."""
-        values = dict.fromkeys(
-            record.fusion_config.get(key) for cell in self.cells.values() for _, record in cell["members"]
-        )
+        described = (r.fusion_config.get(key) for cell in self.cells.values() for _, r in cell["members"])
+        # What a fit chose is a list where it was made once a fold.
+        values = dict.fromkeys(v for value in described for v in (value if isinstance(value, list) else [value]))
         texts = [v for v in values if v not in (None, "")]
         if len(texts) > 1 and all(isinstance(v, (int, float)) for v in texts):
             return f"{min(texts):g}–{max(texts):g}"
@@ -280,37 +280,48 @@ def compare_rows(a: Row, b: Row, column: Column) -> Comparison | None:
     """
     if column.key not in a.cells or column.key not in b.cells:
         return None
+    if not _comparable(a.cells[column.key], b.cells[column.key]):
+        return None
     x, y = a.cells[column.key]["scores"], b.cells[column.key]["scores"]
-    return _turned(compare(_signed(x, column), _signed(y, column)), column) if _comparable(x, y) else None
+    return _turned(compare(_signed(x, column), _signed(y, column)), column)
 
 
-def compare_with(board: Board, baseline: Row | None) -> Board:
-    """Return the board with every other row compared with ``baseline``, with Holm's correction in each column."""
+def compare_with(board: Board, baseline: Row | None, columns: Sequence[Column] | None = None) -> Board:
+    """Return the board with every other row compared with ``baseline``, with Holm's correction in each column.
+
+    Args:
+        board: the board.
+        baseline: one of its rows; None: nothing is compared.
+        columns: that are compared; None: all.
+    """
     rows = [replace(row, against={}) for row in board.rows]
     if baseline is None:
         return replace(board, rows=rows, baseline=None)
     base = rows[next(i for i, row in enumerate(board.rows) if row is baseline)]
-    for column in board.columns:
+    for column in board.columns if columns is None else columns:
         # What compares with the cross-modal encoder by definition says it already.
         if column.key not in base.cells or (column.declared.relative and base.fusion == PARENT):
             continue
-        own = base.cells[column.key]["scores"]
+        own = base.cells[column.key]
         scores = {
             str(number): _signed(row.cells[column.key]["scores"], column)
             for number, row in enumerate(rows)
-            if row is not base and column.key in row.cells and _comparable(row.cells[column.key]["scores"], own)
+            if row is not base and column.key in row.cells and _comparable(row.cells[column.key], own)
         }
         if not scores:
             continue
-        compared = compare_all(scores | {"": _signed(own, column)}, "")
+        compared = compare_all(scores | {"": _signed(own["scores"], column)}, "")
         for number_text, comparison in compared.items():
             if comparison.test != "none":
                 rows[int(number_text)].against[column.key] = _turned(comparison, column)
     return replace(board, rows=rows, baseline=base)
 
 
-def _comparable(a: Scores, b: Scores) -> bool:
-    return a.values.shape[2] == b.values.shape[2] and not set(a.subsets).isdisjoint(b.subsets)
+def _comparable(a: pd.Series[Any], b: pd.Series[Any]) -> bool:
+    """Whether two cells are on the same items and subsets: other folds, splits or limits are other items."""
+    x, y = a["scores"], b["scores"]
+    same = x.values.shape[2] == y.values.shape[2] and a["items_digest"] == b["items_digest"]
+    return bool(same) and not set(x.subsets).isdisjoint(y.subsets)
 
 
 def _signed(scores: Scores, column: Column) -> Scores:

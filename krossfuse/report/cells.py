@@ -13,10 +13,12 @@ import pandas as pd
 
 from krossfuse.report.boards import PARENT, Board, Column, Row, is_few_shot
 from krossfuse.report.values import format_difference, format_value
-from krossfuse.results.significance import Verdict
+from krossfuse.results.significance import Verdict, compare, holm
 
 VERDICT_MARK: dict[Verdict, str] = {"better": "▲", "worse": "▼", "different": "≠", "no difference shown": "≈"}
 ITEMS_MARK, UNKNOWN_MARK = "*", "†"
+ZERO_SHOT = "zero_shot_accuracy"
+"""Metric of a probe that starts from zero-shot decisions: their accuracy, on the same items."""
 MOST_HINTS = 3
 """Rows that a note says more seeds of."""
 
@@ -75,6 +77,7 @@ def notes_for(board: Board, columns: Sequence[Column]) -> list[str]:
             f"Difference to {baseline_name(board)}: {marks} (95%, paired on the same test items, Holm over the rows)"
         )
         notes += _more_seeds(board, columns)
+    notes += _against_zero_shot(board, columns)
     if any(column.declared.percent for column in columns):
         notes.append("Accuracies, recalls and the like in percent; best mean of a column in bold")
     return notes
@@ -128,6 +131,25 @@ def _more_seeds(board: Board, columns: Sequence[Column]) -> list[str]:
         + "; ".join(text for _, text in hints[:MOST_HINTS])
         + rest
     ]
+
+
+def _against_zero_shot(board: Board, columns: Sequence[Column]) -> list[str]:
+    """Say what a probe that starts from zero-shot makes of it: a row's accuracy against its own before."""
+    notes = []
+    by_key = {column.key: column for column in board.columns}
+    for column in (c for c in columns if c.metric == "accuracy"):
+        before = by_key.get((column.key[0], ZERO_SHOT, *column.key[2:]))
+        rows = [r for r in board.rows if before and {column.key, before.key} <= r.cells.keys()]
+        if before is None or not rows:
+            continue
+        made = [compare(row.cells[column.key]["scores"], row.cells[before.key]["scores"]) for row in rows]
+        texts = []
+        for row, comparison, p in zip(rows, made, holm([one.p_value for one in made]), strict=True):
+            verdict = comparison.verdict if p <= 1 - comparison.level else "no difference shown"
+            difference = format_difference(column.declared, comparison.difference)
+            texts.append(f"{difference} {VERDICT_MARK[verdict]} {row.name} ({row.dim})")
+        notes.append(f"{column.name}: difference to the row's own zero-shot decisions: {'; '.join(texts)}")
+    return notes
 
 
 def _counts(numbers: Iterable[int]) -> str:

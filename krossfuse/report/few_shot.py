@@ -13,7 +13,7 @@ from krossfuse.report.cells import cell_text
 def few_shot_table(boards: Sequence[Board]) -> pd.DataFrame:
     """Return few-shot accuracies in the form of the paper's table 3.
 
-    Rows: shots, method and training form (I: image shots alone, I+T: class texts too, T); columns: datasets, with the
+    Rows: shots, method and form of training (:class:`~krossfuse.probes.FewShot`); columns: datasets, with the
     pair and label set where one dataset has several. Cells are texts: mean ± half width in percent.
     """
     rows: dict[Key, dict[str, str]] = {}

@@ -11,6 +11,7 @@ import pandas as pd
 
 from krossfuse.report.boards import Board, Column
 from krossfuse.report.cells import cell_text, is_best, notes_for, row_names
+from krossfuse.report.differences import Differences
 from krossfuse.results.aggregate import MEASURE
 from krossfuse.results.records import LINE_FIELDS
 
@@ -47,6 +48,15 @@ def markdown_table(board: Board, columns: Sequence[Column] | None = None) -> str
     return "\n".join([f"### {escape(board.title)}", "", *lines, "", *notes, ""])
 
 
+def markdown_differences(table: Differences) -> str:
+    """Return a table of differences as markdown."""
+    titles = ["<br>".join(map(escape, column.title.split("\n"))) for column in table.columns]
+    heads = [*map(escape, table.heads), *titles]
+    lines = [_row(heads), _row(["---", *["---:"] * (len(heads) - 1)])]
+    lines += [_row([*map(escape, names), *(escape(text) for text, _ in cells)]) for names, cells in table.rows]
+    return "\n".join([f"### {escape(table.title)}", "", *lines, ""])
+
+
 def markdown_frame(table: pd.DataFrame) -> str:
     """Return a data frame of texts as a markdown table."""
     lines = [_row([escape(str(c)) for c in table.columns]), _row(["---"] * len(table.columns))]
@@ -55,6 +65,14 @@ def markdown_frame(table: pd.DataFrame) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def comparison_table(boards: Sequence[Board]) -> pd.DataFrame:
+    """Return every comparison of boards that differ in their baselines, one a row, with all that tests it."""
+    columns = ["data", "pair", "label", "dim", "baseline", *MEASURE, "mean"]
+    columns += ["difference", "difference_low", "difference_high", "p_value", "verdict", "test", "seeds_needed"]
+    table = long_table(boards)
+    return table.loc[table["verdict"] != "", columns] if len(table) else pd.DataFrame(columns=columns)
 
 
 def long_table(boards: Sequence[Board]) -> pd.DataFrame:

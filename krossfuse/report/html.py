@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from krossfuse.report.boards import Board, Column
 from krossfuse.report.cells import cell_text, is_best, notes_for, row_names
+from krossfuse.report.differences import Differences, differences, every_two
 from krossfuse.report.few_shot import few_shot_table
 from krossfuse.report.reference import SOURCE
 from krossfuse.results.aggregate import CONDITIONS, SUBSET
@@ -27,6 +28,7 @@ def html_page(
     paper: pd.DataFrame,
     notes: Sequence[str],
     pictures: Sequence[Path],
+    further: Sequence[Sequence[Board]] = (),
 ) -> str:
     """Return the page as text; the pictures (PNG files) are in it.
 
@@ -37,6 +39,7 @@ def html_page(
         paper: the paper's values beside measured ones.
         notes: warnings.
         pictures: PNG files.
+        further: of each board, the same compared with other baselines.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -54,8 +57,10 @@ def html_page(
                 "numbers": board.numbers,
                 "main": _board(board, board.primary()),
                 "all": _board(board, board.columns),
+                "further": [_differences(table) for other in others if (table := differences(other)) is not None],
+                "every_two": [_differences(table) for table in every_two(board)],
             }
-            for board in made
+            for board, others in zip(made, further or [()] * len(made), strict=True)
         ],
         few_shot=_frame(few_shot_table(made)),
         paper=_frame(paper),
@@ -88,6 +93,26 @@ def _board(board: Board, columns: Sequence[Column]) -> dict[str, Any]:
             )
         rows.append({"names": row_names(board, row), "cells": cells})
     return {"heads": [column.title.split("\n") for column in columns], "rows": rows}
+
+
+def _differences(table: Differences) -> dict[str, Any]:
+    rows = [
+        {
+            "names": names,
+            "cells": [
+                {
+                    "value": "" if c else text,
+                    "difference": text if c else "",
+                    "best": False,
+                    "verdict": c.verdict if c else "",
+                    "title": _verdict(c) if c else "",
+                }
+                for text, c in cells
+            ],
+        }
+        for names, cells in table.rows
+    ]
+    return {"title": table.title, "heads": [column.title.split("\n") for column in table.columns], "rows": rows}
 
 
 def _verdict(comparison: Comparison) -> str:

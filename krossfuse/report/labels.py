@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from krossfuse.results.aggregate import Member
+from krossfuse.results.naming import part_name
 from krossfuse.results.records import LINE_FIELDS
 
 OLD_TITLES = {
@@ -50,6 +51,8 @@ class Described:
         title: its name for readers.
         kind: what it calls itself; methods of one kind or title are told apart by their options.
         options: as they were set, by dotted key.
+        inner: keys of the options that are parts (kernels, ...) or are of parts, but the :data:`LINE_FIELDS`; they are
+            many and go together, so they are named only where nothing else tells two methods apart.
         shown: by key, the values that they had (several where the method chose one run by run).
         description: the whole of one run.
         digest: of its configuration.
@@ -65,6 +68,7 @@ class Described:
     shown: dict[str, list[Scalar]]
     description: Mapping[str, Any]
     digest: str
+    inner: frozenset[str] = frozenset()
     label: str = ""
     numbers: dict[str, str] = field(default_factory=dict)
 
@@ -81,8 +85,11 @@ def describe_method(fusion: str, dim: int, members: Sequence[Member]) -> Describ
     shown: dict[str, list[Scalar]] = {}
     for description in descriptions:
         for key, value in description.items():
-            if key not in ASIDE and _is_scalar(value) and value not in shown.setdefault(key, []):
-                shown[key].append(value)
+            # What a fit chose is a list where it was made once a fold.
+            several = value if key in LINE_FIELDS and isinstance(value, list) else [value]
+            for one in several:
+                if key not in ASIDE and _is_scalar(one) and one not in shown.setdefault(key, []):
+                    shown[key].append(one)
     node = run.config.get("fusion")
     options = dict(_leaves(node)) if isinstance(node, Mapping) and node.get("_target_") else {}
     if not options:
@@ -90,7 +97,8 @@ def describe_method(fusion: str, dim: int, members: Sequence[Member]) -> Describ
     title = str(record.fusion_config.get("title") or OLD_TITLES.get(fusion, fusion))
     kind = str(record.fusion_config.get("method") or title)
     digest = record.method_digest or record.config_digest
-    return Described(fusion, dim, title, kind, options, shown, record.fusion_config, digest)
+    inner = _inner(node) if isinstance(node, Mapping) else frozenset()
+    return Described(fusion, dim, title, kind, options, shown, record.fusion_config, digest, inner)
 
 
 def label_methods(methods: Sequence[Described]) -> list[str]:
@@ -107,6 +115,8 @@ def label_methods(methods: Sequence[Described]) -> list[str]:
         for key in _telling(method, methods):
             name = key.rpartition(".")[2]
             set_to = method.options.get(key)
+            if isinstance(set_to, str) and key in method.inner and "." in set_to:
+                set_to = part_name({"_target_": set_to})
             values = method.shown.get(name) or ([set_to] if isinstance(set_to, Scalar) else [])
             if values and all(map(_is_number, values)):
                 method.numbers[name.replace("_", " ")] = _span(values)
@@ -133,6 +143,12 @@ def _telling(method: Described, methods: Sequence[Described]) -> list[str]:
         alike = any(o.title == method.title or (o.kind == method.kind and _is_number(value)) for o in others)
         if alike and key.rpartition(".")[2] not in ASIDE:
             keys.append(key)
+    rivals = [o for o in methods if o is not method and (o.title == method.title or o.kind == method.kind)]
+    outer = [key for key in keys if key not in method.inner]
+    like = [o for o in rivals if all(o.options.get(key) == method.options[key] for key in outer)]
+    keys = outer + [
+        key for key in keys if key in method.inner and any(o.options.get(key) != method.options[key] for o in like)
+    ]
     order = {name: place for place, name in enumerate(LINE_FIELDS)}
     return sorted(keys, key=lambda key: order.get(key.rpartition(".")[2], len(order)))
 
@@ -149,6 +165,13 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield name, value
         else:
             yield name, json.dumps(value, sort_keys=True, default=str)
+
+
+def _inner(node: Mapping[str, Any]) -> frozenset[str]:
+    """Return the keys of a fusion's parts and of the options of parts, but of those that have a field of their own."""
+    keys = {name for name, _ in _leaves(node)}
+    parts = {key for key, value in node.items() if isinstance(value, Mapping) and "_target_" in value}
+    return frozenset(key for key in keys if key.partition(".")[0] in parts - set(LINE_FIELDS))
 
 
 def _is_scalar(value: Any) -> bool:
@@ -170,7 +193,10 @@ def _word(name: str, values: Sequence[Scalar]) -> str:
 
 def _span(values: Sequence[Any]) -> str:
     low, high = min(values), max(values)
-    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+    if low == high:
+        return f"{low:g}"
+    ends = dict.fromkeys((f"{low:.3g}", f"{high:.3g}"))  # what a fit chose has more digits than mean something
+    return "–".join(ends)
 
 
 def _differing(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -14,8 +14,9 @@ from rich.text import Text
 from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.core.files import write_whole
 from krossfuse.report.boards import Board, boards
+from krossfuse.report.differences import differences
 from krossfuse.report.few_shot import few_shot_table
-from krossfuse.report.files import long_table, markdown_frame, markdown_table
+from krossfuse.report.files import comparison_table, long_table, markdown_differences, markdown_frame, markdown_table
 from krossfuse.report.html import html_page
 from krossfuse.report.pictures import FORMATS as PICTURE_FORMATS
 from krossfuse.report.pictures import KINDS, OPTIONAL, save_pictures
@@ -36,20 +37,23 @@ def report(
     *,
     formats: Sequence[str] = DEFAULT_FORMATS,
     pictures: Sequence[str] = DEFAULT_PICTURES,
-    baseline: str | int | None = None,
+    baseline: str | int | Sequence[str | int] | None = None,
     console: Console | None = None,
 ) -> list[Path]:
     """Rebuild the tables and pictures of a run or sweep folder from what is recorded in it.
 
-    Files: ``results.csv`` (every aggregated measurement), ``results.md``, ``few_shot.csv`` and ``paper.csv`` where
-    there is something for them, the pictures, and ``report.html``, one page with all of it that needs nothing else.
+    Files: ``results.csv`` (every aggregated measurement), ``results.md``, ``few_shot.csv``, ``paper.csv`` and
+    ``comparisons.csv`` where there is something for them, the pictures, and ``report.html``, one page with all of it
+    that needs nothing else.
 
     Args:
         folder: of a run or a sweep.
         out: where the files go; ``folder/report`` if None.
         formats: of :data:`FORMATS`.
         pictures: kinds of ``pictures.KINDS``.
-        baseline: name or number of the row that the others are compared with; None: the cross-modal encoder alone.
+        baseline: name or number of the row that the others are compared with, or several: the first in the main table,
+            each other one in a table of differences of its own (all of them in ``comparisons.csv``). None: as the runs'
+            configuration says (``report.baselines``), else the cross-modal encoder alone.
         console: where the tables are printed.
 
     Returns:
@@ -68,17 +72,15 @@ def report(
     if not any(run.records for run in runs):
         raise ResultsError(f"no measurements in {folder}: {_states(unfinished) or 'its runs measured nothing'}")
     table, notes = aggregate(runs)
-    made = boards(table, baseline)
+    made, further = _compared(table, runs, baseline, notes)
     paper = paper_beside_measured(made)
-    if missing := [board.data for board in made if baseline is not None and board.baseline is None]:
-        notes.append(f"no row {baseline!r} to compare with on {', '.join(missing)}")
     if unfinished:
         notes.append(f"not finished, so measurements may be missing: {_states(unfinished)}")
     target = Path(folder) / "report" if out is None else Path(out)
     target.mkdir(parents=True, exist_ok=True)
     if "terminal" in formats:
-        _print(made, paper, notes, console or make_console())
-    written = _write_tables(made, paper, target, formats)
+        _print(made, further, paper, notes, console or make_console())
+    written = _write_tables(made, further, paper, target, formats)
     kinds_of_picture = [name for name in formats if name in PICTURE_FORMATS]
     if kinds_of_picture:
         written += save_pictures(made, runs, target, kinds=pictures, formats=kinds_of_picture)
@@ -88,26 +90,65 @@ def report(
             if "png" not in formats:
                 drawn = save_pictures(made, runs, scratch, kinds=pictures)
             page = target / "report.html"
-            write_whole(page, html_page(Path(folder), runs, made, paper, notes, drawn).encode())
+            write_whole(page, html_page(Path(folder), runs, made, paper, notes, drawn, further).encode())
         written.append(page)
     return written
+
+
+def _compared(
+    table: pd.DataFrame, runs: Sequence[Run], baseline: str | int | Sequence[str | int] | None, notes: list[str]
+) -> tuple[list[Board], list[list[Board]]]:
+    """Return the boards; and of each, the same compared with the second baseline, the third, ...
+
+    What the user asks for now must be there; a row that a configuration names may be missing, and is noted.
+    """
+    recorded = next((names for run in runs if (names := (run.config.get("report") or {}).get("baselines"))), None)
+    wanted = recorded if baseline is None else baseline
+    names = [wanted] if isinstance(wanted, str | int) else list(wanted or [])
+    by_name: list[list[Board]] = []
+    for name in names:
+        try:
+            by_name.append(boards(table, name))
+        except ConfigError as error:
+            if baseline is not None:
+                raise
+            notes.append(str(error))
+            continue
+        if missing := [board.data for board in by_name[-1] if board.baseline is None]:
+            notes.append(f"no row {name!r} to compare with on {', '.join(missing)}")
+    made = by_name[0] if by_name else boards(table)
+    return made, [list(others) for others in zip(*by_name[1:], strict=True)] or [[] for _ in made]
 
 
 def _states(runs: Iterable[Run]) -> str:
     return "; ".join(f"{run.name} {run.state}" + (f" ({run.error})" if run.error else "") for run in runs)
 
 
-def _print(made: Sequence[Board], paper: pd.DataFrame, notes: Sequence[str], console: Console) -> None:
-    print_boards(made, console)
+def _print(
+    made: Sequence[Board],
+    further: Sequence[Sequence[Board]],
+    paper: pd.DataFrame,
+    notes: Sequence[str],
+    console: Console,
+) -> None:
+    print_boards(made, console, further)
     if len(paper):
         print_frame(paper, f"Paper ({SOURCE}) beside measured", console)
     for note in notes:
         console.print(Text(note, style="yellow"))
 
 
-def _write_tables(made: Sequence[Board], paper: pd.DataFrame, target: Path, formats: Sequence[str]) -> list[Path]:
+def _write_tables(
+    made: Sequence[Board],
+    further: Sequence[Sequence[Board]],
+    paper: pd.DataFrame,
+    target: Path,
+    formats: Sequence[str],
+) -> list[Path]:
     few = few_shot_table(made)
     frames = {"results": long_table(made), "few_shot": few, "paper": paper}
+    if any(further):
+        frames["comparisons"] = comparison_table([*made, *(other for others in further for other in others)])
     written = []
     if "csv" in formats:
         for name, frame in frames.items():
@@ -115,7 +156,10 @@ def _write_tables(made: Sequence[Board], paper: pd.DataFrame, target: Path, form
                 written.append(target / f"{name}.csv")
                 frame.to_csv(written[-1], index=False)
     if "md" in formats:
-        parts = [markdown_table(board) for board in made]
+        parts = []
+        for board, others in zip(made, further, strict=True):
+            parts.append(markdown_table(board))
+            parts += [markdown_differences(t) for other in others if (t := differences(other)) is not None]
         if len(few):
             parts.append(f"### Few-shot accuracy\n\n{markdown_frame(few)}\n")
         if len(paper):
@@ -151,9 +195,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--baseline",
+        nargs="+",
         metavar="ROW",
-        help="name or number (from 1, as printed) of the row that the others are compared with"
-        ' (default: the cross-modal encoder alone), e.g. "Concatenation"',
+        help="name or number (from 1, in the order printed) of the row that the others are compared with, or several: "
+        'the others each in a table of differences, e.g. "Concatenation" 2 (default: report.baselines of the runs\' '
+        "configuration, or the cross-modal encoder alone)",
     )
     arguments = parser.parse_args(argv)
     if not arguments.folder.strip():

@@ -71,6 +71,8 @@ def paper_values() -> pd.DataFrame:
         table["table"] = re.findall(r"\d+", name)[0]
         for column, constant in constants.items():
             table[column] = constant
+        if "form" in table:  # its I+T trains one head on shots and texts (Lin et al. 2023)
+            table["form"] = table["form"].replace({"I+T": "texts as samples"})
         if "task" in table:
             table["probe"] = table["task"].map(_TASKS)
         if "direction" in table:

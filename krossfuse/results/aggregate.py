@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from krossfuse.results.digest import items_digest
 from krossfuse.results.inference import LEVEL, Scores, interval_of_mean
 from krossfuse.results.records import Record
 from krossfuse.results.runs import Run
@@ -156,7 +157,8 @@ def aggregate(runs: Sequence[Run], level: float = LEVEL) -> tuple[pd.DataFrame, 
         ``MEASURE``; ``config_digest``; ``mean``, ``low``, ``high`` and ``half_width`` in the metric's unit (NaN without
         an interval, and within the metric's bounds); ``interval`` (over what, see above); ``spread_unknown`` (one seed
         of a random method); ``n`` (values behind the interval, of its first factor); ``seeds``; ``n_items``;
-        ``seconds`` (mean); ``scores`` (:class:`Scores`); ``members``, the (run, record) behind it.
+        ``seconds`` (mean); ``scores`` (:class:`Scores`); ``items_digest`` (cells that share it are on the same items,
+        see :func:`krossfuse.results.digest.items_digest`); ``members``, the (run, record) behind it.
     """
     table, notes = frame(runs)
     by_name = {run.name: run for run in runs}
@@ -190,5 +192,6 @@ def _summary(group: pd.DataFrame, runs: Mapping[str, Run], level: float) -> dict
         "deterministic": scores.deterministic,
         "seconds": float(group["seconds"].mean()),
         "scores": scores,
+        "items_digest": items_digest(members[0][0].config),
         "members": members,
     }

@@ -6,7 +6,7 @@ A digest covers what can change a measurement, and nothing else. Left out are, k
   of, and the seed of a method or a probe follows the run's. A dataset's decides what is measured, so it stays in.
 * ``name``, ``experiment``, ``hydra``: names of the run and of the study.
 * ``paths``, ``store``: where runs and stored features lie.
-* ``logger``, ``figures``, ``save_fusion``: what is shown or kept of a run once it has been measured.
+* ``logger``, ``figures``, ``report``, ``save_fusion``: what is shown or kept of a run once it has been measured.
 * ``extraction``: how many items are encoded at a time, and whether a bar shows it; features do not depend on it.
 * ``fuse.block_rows``, ``fuse.memory_limit``, ``fuse.stream``: how many rows are fused at a time, and whether they lie
   in memory, in a file or nowhere.
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 OUTSIDE_DIGEST = frozenset(
-    {"seed", "paths", "store", "logger", "hydra", "name", "experiment", "extraction", "figures", "save_fusion"}
+    {
+        *("seed", "paths", "store", "logger", "hydra", "name", "experiment", "extraction", "figures", "report"),
+        "save_fusion",
+    }
 )
 """Top keys of the configuration that change no measurement."""
 
@@ -50,6 +53,10 @@ OUTSIDE: dict[str, frozenset[str]] = {
     ),
 }
 """By section, the keys in it (of each probe, for ``probe``) that change no measurement; the module says why."""
+
+
+PLACES = frozenset({"path", "root", "name"})
+"""Options of a dataset that say where it lies and what it is called."""
 
 
 def config_digest(config: Mapping[str, Any] | DictConfig, probe: str | None = None) -> str:
@@ -77,6 +84,20 @@ def config_digest(config: Mapping[str, Any] | DictConfig, probe: str | None = No
 def method_digest(config: Mapping[str, Any] | DictConfig) -> str:
     """Return the digest of a configuration without its probes: measurements of one method on one dataset share it."""
     return _digest(_plain(config) | {"probe": None})
+
+
+def items_digest(config: Mapping[str, Any]) -> str:
+    """Return the digest of what decides which items are tested, and in which order: the dataset's options.
+
+    Where the dataset lies, and what it is called, is not in it. Empty where the configuration has no dataset.
+
+    >>> items_digest({"data": {"folds": 3, "root": "/a"}}) == items_digest({"data": {"folds": 3, "root": "/b"}})
+    True
+    >>> items_digest({"data": {"folds": 3}}) == items_digest({"data": {"folds": None}})
+    False
+    """
+    node = config.get("data")
+    return _digest({"data": _without(node, PLACES)}) if isinstance(node, Mapping) else ""
 
 
 def _plain(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _subject(config: Mapping[str, Any]) -> list[str]:
 
 def _option(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
-        return _class_name(value)
+        return part_name(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return ""
     if isinstance(value, str):
@@ -66,8 +66,12 @@ def _option(name: str, value: Any) -> str:
     return f"{value:g}" if name == "dim" else f"{name}{value:g}"
 
 
-def _class_name(node: Mapping[str, Any]) -> str:
-    """Return the name of what a node builds, without the name of its kind: ``UniformSketch`` is ``uniform``."""
+def part_name(node: Mapping[str, Any]) -> str:
+    """Return the name of what a node builds, without the name of its kind.
+
+    >>> part_name({"_target_": "krossfuse.fusion.sketches.UniformSketch"})
+    'uniform'
+    """
     name = str(node.get("_target_", "")).rpartition(".")[2]
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]*|[a-z]+|\d+", re.sub(r"(Sketch|Kernel)$", "", name))
     return "_".join(words).lower()

@@ -6,7 +6,10 @@ import inspect
 import subprocess
 from pathlib import Path
 
-from hydra_plugins.krossfuse_sweeper import BasicSweeper
+import pytest
+
+from hydra_plugins.krossfuse_sweeper import BasicSweeper, GridSweeper
+from krossfuse.core.errors import ConfigError
 
 
 def test_one_file_imports_hydras_private_modules(repository: Path) -> None:
@@ -24,3 +27,12 @@ def test_the_private_sweeper_still_has_what_ours_calls() -> None:
     assert list(inspect.signature(BasicSweeper.__init__).parameters) == ["self", "max_batch_size", "params"]
     assert list(inspect.signature(BasicSweeper.split_arguments).parameters) == ["overrides", "max_batch_size"]
     assert list(inspect.signature(BasicSweeper._parse_config).parameters) == ["self"]
+
+
+def test_a_grid_whose_data_are_missing_is_left_out() -> None:
+    grids = [{"fusion": "cross_modal"}, {"_needs_": None, "data": "mnist"}, {"_needs_": "here", "seed": "0,1"}]
+    sweep = GridSweeper(grids=grids)
+    assert sweep.grids == [{"fusion": "cross_modal"}, {"seed": "0,1"}]
+    assert sweep.left_out == [{"_needs_": None, "data": "mnist"}]
+    with pytest.raises(ConfigError, match="every grid needs something"):
+        GridSweeper(grids=[{"_needs_": None, "data": "mnist"}])

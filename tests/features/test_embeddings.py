@@ -15,8 +15,8 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, Part
 from krossfuse.data.common import make_prompts
+from krossfuse.features import regroup as regroup_module
 from krossfuse.features.embeddings import EmbeddingsFile, save_embeddings
-from krossfuse.features.embeddings import rows as rows_module
 
 NAMES = ["cat", "dog", "otter"]
 PLAIN = Part.prompts("class", "default")
@@ -153,10 +153,10 @@ def test_compressed_and_odd_npz(tmp_path):
     assert one.info.label_sets["class"].classes == ("0", "1", "2")
 
 
-@pytest.mark.parametrize("in_memory", [rows_module.IN_MEMORY, 0])
+@pytest.mark.parametrize("in_memory", [regroup_module.IN_MEMORY, 0])
 def test_validation_split_is_drawn(write, monkeypatch, in_memory):
-    monkeypatch.setattr(rows_module, "IN_MEMORY", in_memory)
-    monkeypatch.setattr(rows_module, "_BLOCK", 100)
+    monkeypatch.setattr(regroup_module, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(regroup_module, "_BLOCK", 100)
     made = arrays(splits=("train", "test"))
     caption_of = np.random.default_rng(0).permutation(np.repeat(np.arange(30), 2))
     rng = np.random.default_rng(1)
@@ -283,7 +283,7 @@ def with_value(key, row, value, dtype=np.float32):
         (changed(prompts__text__clip=np.ones((4, 6))), r"4 class texts for 3 classes; an owner key"),
         (changed(prompts__owner=np.array([0, 1])), "3 class texts but 2 owners"),
         (changed(prompts__owner=np.array([0, 1, 3])), "owners outside the 3 classes"),
-        (changed(prompts__owner=np.array([0, 1, 1])), r"no text for \['otter'\]"),
+        (changed(prompts__owner=np.array([1, 1, 1])), r"texts for 1 of 3 classes \(\['dog'\]\)"),
         (changed(prompts__kind__default__text__clip=np.ones((3, 6))), "label set 'kind', which has no labels"),
         (changed(note=np.array("hello")), r"unknown array of texts 'note'; the only ones are"),
         (

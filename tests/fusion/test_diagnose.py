@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import math
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.parts import Part
 from krossfuse.fusion.base import InputSpec
-from krossfuse.fusion.diagnose import diagnose, main
+from krossfuse.fusion.diagnose import diagnose
 from krossfuse.fusion.methods import PCAConcatenation, RPKrossFuse
 from krossfuse.fusion.sketches import SpectralSketch
 
@@ -124,26 +122,3 @@ def test_bad_input(image_bundle: FeatureBundle) -> None:
     one = {role: x[:2] for role, x in image_bundle[Part("test", "image")].items()}
     with pytest.raises(DataError, match="two samples"):
         diagnose({"image": one}, EXACT, seeds=1)
-
-
-def test_the_command(toy_bundle: FeatureBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arrays = {}
-    for split in ("train", "val", "test"):
-        for modality, names in (("image", {"cross_modal": "clip", "dino": "dino"}), ("text", {"cross_modal": "clip"})):
-            for role, name in names.items():
-                arrays[f"{split}/{modality}/{name}"] = toy_bundle[Part(split, modality)][role].contiguous()  # type: ignore[arg-type]
-        arrays[f"{split}/labels"] = toy_bundle.info.label_sets["animal"].labels[split]
-    path, out = tmp_path / "mine.safetensors", tmp_path / "report.json"
-    save_file(arrays, path, {"classes": json.dumps(list("abcdefgh"))})
-    assert (
-        main([str(path), "--dim", "40", "--C", "auto", "--expert-weight", "2", "--target", "0.2", "--out", str(out)])
-        == 0
-    )
-    printed = capsys.readouterr().out
-    assert "zero-shot agreement" in printed
-    report = json.loads(out.read_text())
-    assert report["config"]["C_rule"] == "auto"
-    assert report["zero_shot_agreement"][0] == 1
-    assert str(report["smallest_dim"]) in printed
-    with pytest.raises(ConfigError, match="did you mean 'spectral'"):
-        main([str(path), "--sketch", "spectre"])

@@ -277,9 +277,11 @@ def test_every_preset_has_its_title(repository: Path) -> None:
             assert described["dim"] == method.out_dim
 
 
-@pytest.mark.parametrize("kind", [Gate, partial(PostProcess, method=partial(Gate, dim=8, epochs=3))])
+@pytest.mark.parametrize("kind", [Gate, partial(PostProcess, method=partial(Gate, dim=8, epochs=3, val_fraction=0.0))])
 def test_trained_methods_train_through_the_runs_trainers(kind: Any, toy_bundle: FeatureBundle, tmp_path: Path) -> None:
-    method = kind(inputs=INPUTS) if isinstance(kind, partial) else kind(inputs=INPUTS, dim=8, epochs=3)
+    method = (
+        kind(inputs=INPUTS) if isinstance(kind, partial) else kind(inputs=INPUTS, dim=8, epochs=3, val_fraction=0.0)
+    )
     trainers = TrainerFactory(
         {"accelerator": "cpu", "devices": 1, "log_every_n_steps": 1},
         logger=lambda: CSVLogger(tmp_path, name="run", version=""),
@@ -288,6 +290,6 @@ def test_trained_methods_train_through_the_runs_trainers(kind: Any, toy_bundle: 
     lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert "gate/loss" in lines[0]
     assert len(lines) == 1 + 3  # 160 rows in one batch an epoch
-    quiet = kind(inputs=INPUTS) if isinstance(kind, partial) else kind(inputs=INPUTS, dim=8, epochs=3)
+    quiet = kind(inputs=INPUTS) if isinstance(kind, partial) else kind(inputs=INPUTS, dim=8, epochs=3, val_fraction=0.0)
     fit_method(quiet, toy_bundle, label_set="animal")
     assert all(torch.equal(a, b) for a, b in zip(quiet.parameters(), method.parameters(), strict=True))

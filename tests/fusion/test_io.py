@@ -206,7 +206,7 @@ def test_plugins_are_loaded_from_named_modules_alone(tmp_path: Path, monkeypatch
         io.load_fusion(path, plugins=["my_plugin"])
 
 
-@pytest.mark.parametrize("name", ["published_both", "exact_spectral", "gate", "postprocessed_nystrom", "cca"])
+@pytest.mark.parametrize("name", ["published_both", "exact_spectral", "postprocessed_nystrom", "cca"])
 def test_files_of_the_first_version_are_read(name: str) -> None:
     folder = Path(__file__).parent / "saved"
     method = io.load_fusion(folder / f"{name}.safetensors")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.functional import normalize
 from krossfuse.core.errors import ConfigError, DataError, DimensionError, NotFittedError
 from krossfuse.core.parts import Modality
 from krossfuse.fusion.base import FusionMethod, InputSpec
+from krossfuse.fusion.io import load_fusion, save_fusion
 from krossfuse.fusion.kernels import GaussianKernel, LaplaceKernel, LinearKernel
 from krossfuse.fusion.methods import (
     CHUNK_ROWS,
@@ -461,11 +463,40 @@ def test_gram_in_blocks() -> None:
         method.encode("image", x["image"])
 
 
-def test_the_exact_map_has_a_limit() -> None:
-    inputs = InputSpec(512, {"dino": 768})
-    with pytest.raises(DimensionError, match="393728 dimensions, more than max_dim=65536"):
-        ExactKrossFuse(inputs=inputs)
-    ExactKrossFuse(inputs=inputs, explicit=False)
+@pytest.mark.parametrize("case", ["image", "text", "both"])
+def test_a_product_that_is_too_large_is_written_in_the_span_of_the_fit_set(case: str, tmp_path: Path) -> None:
+    train, new = features(50), features(9, seed=3)
+    whole = ExactKrossFuse(inputs=INPUTS[case], **constants(case)).double()
+    span = ExactKrossFuse(inputs=INPUTS[case], max_dim=20, **constants(case)).double()
+    for modality in ("image", "text"):
+        with pytest.raises(NotFittedError, match="max_dim=20"):
+            span.encode(modality, new[modality])
+    span.fit(image=train["image"], text=train["text"])
+    fused = {m: (span.encode(m, train[m]), span.encode(m, new[m])) for m in ("image", "text")}
+    for modality, (fitted, other) in fused.items():
+        assert (
+            fitted.shape[1]
+            == span.out_dim
+            == INPUTS[case].cross_modal + sum(len(train[m]["cross_modal"]) for m in span.sketches)
+        )  # type: ignore[index]
+        for a, b in ((fitted, fitted), (fitted, other)):
+            x = train[modality] if b is fitted else new[modality]
+            exact = whole.kernel(modality, train[modality], modality, x)
+            torch.testing.assert_close(a @ b.T, exact)
+    exact = whole.kernel("image", new["image"], "text", new["text"])
+    torch.testing.assert_close(fused["image"][1] @ fused["text"][1].T, exact)
+    again = load_fusion(save_fusion(span, tmp_path / "fusion.safetensors"))
+    assert torch.equal(again.encode("image", new["image"]), fused["image"][1])
+    assert again.describe() == span.describe()
+
+
+def test_any_dimensions_have_an_exact_form() -> None:
+    inputs = InputSpec(512, {"dino": 1280})
+    x = {"cross_modal": torch.randn(30, 512), "dino": torch.randn(30, 1280)}
+    method = ExactKrossFuse(inputs=inputs).fit(image=x)
+    z = method.encode("image", x)
+    assert z.shape == (30, 542)
+    torch.testing.assert_close(z @ z.T, method.kernel("image", x, "image", x), atol=1e-4, rtol=1e-4)
 
 
 def test_the_constants_can_be_set_again() -> None:

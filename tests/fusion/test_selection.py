@@ -10,11 +10,13 @@ import torch
 from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError, NotFittedError
 from krossfuse.core.parts import Part
+from krossfuse.features.embeddings import EmbeddingsFile
 from krossfuse.fusion.base import InputSpec
 from krossfuse.fusion.fit import fit_method
 from krossfuse.fusion.io import load_fusion, save_fusion
+from krossfuse.fusion.kernels import CentredKernel, CosineKernel
 from krossfuse.fusion.methods import ExactKrossFuse, RPKrossFuse
-from krossfuse.fusion.selection import assign_folds, balance, cross_validate
+from krossfuse.fusion.selection import WEIGHTS, Terms, assign_folds, balance, cross_validate
 
 INPUTS = InputSpec(cross_modal=12, image_experts={"dino": 16})
 
@@ -33,12 +35,13 @@ def grams(n: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch
 
 def test_held_out_predictions_are_those_of_refitting() -> None:
     k_cross, k_expert, labels = grams()
-    choice = cross_validate(k_cross, k_cross * k_expert, labels, grid=(0.1, 2.0), ridges=(0.05,), folds=3, seed=4)
+    terms, grid = Terms(k_cross, k_expert, k_cross), (0.1, 2.0)
+    choice = cross_validate(terms, labels, grid=grid, weights=(0.3,), ridges=(0.05,), folds=3, seed=4)
     folds = assign_folds(labels, 3, seed=4)
     y = torch.nn.functional.one_hot(labels).double()
     y = y - y.mean(0)
     for C in (0.1, 2.0):
-        kernel = k_cross * (C + k_expert) / (C + 1)
+        kernel = C * k_cross + (0.3 + k_cross) * k_expert
         ridge = 0.05 * float(kernel.diagonal().mean())
         right = 0
         for fold in range(3):
@@ -64,9 +67,9 @@ def test_the_grid_leans_to_the_parent_that_knows() -> None:
     k_cross, k_expert, labels = grams(80)
     x = torch.randn(80, 5, generator=torch.Generator().manual_seed(1)).double()
     noise = torch.nn.functional.normalize(x, dim=1)
-    alone = cross_validate(k_cross, k_cross * (noise @ noise.T), labels % 2)
+    alone = cross_validate(Terms(k_cross, noise @ noise.T, k_cross), labels % 2)
     assert alone.C >= 1, "an expert that knows nothing gets little weight"
-    both = cross_validate(k_cross, k_cross * k_expert, labels)
+    both = cross_validate(Terms(k_cross, k_expert, k_cross), labels)
     assert both.C <= 10, "where both parents are needed, the expert keeps some"
     assert both.record["C_accuracy"]["1000"] < both.record["C_accuracy"][f"{both.C:g}"]
 
@@ -80,6 +83,33 @@ def test_balance_makes_both_terms_vary_equally() -> None:
     assert balance(k_cross, 2 * k_cross * k_expert) == pytest.approx(2 * C)
     with pytest.raises(DataError, match="constant"):
         balance(torch.ones(5, 5), torch.ones(5, 5))
+
+
+def test_the_weight_is_chosen_with_C() -> None:
+    k_cross, k_expert, labels = grams(80)
+    terms = Terms(k_cross, k_expert, k_cross)
+    joint = cross_validate(terms, labels, weights=WEIGHTS)
+    each = {a: cross_validate(terms, labels, weights=(a,)) for a in WEIGHTS}
+    assert joint.expert_weight in WEIGHTS
+    best = max(max(choice.record["C_accuracy"].values()) for choice in each.values())
+    assert max(joint.record["C_accuracy"].values()) == best
+    assert each[joint.expert_weight].C == joint.C
+
+
+def test_a_smaller_basis_finds_the_same_on_real_features(shared: Path) -> None:
+    bundle = EmbeddingsFile(path=str(shared / "data" / "clip_caltech101" / "dev.safetensors")).bundle()
+    train = Part("train", "image")
+    psi, gamma = (x[:600].float() for x in bundle[train].values())
+    labels = bundle.info.labels("class", train)[:600]
+    units = [CentredKernel(x.shape[1]).fit(x) for x in (psi, gamma)]
+    cosine = CosineKernel(psi.shape[1])
+    terms = Terms(cosine.kernel(psi, psi), units[1].kernel(gamma, gamma), units[0].kernel(psi, psi))
+    full = cross_validate(terms, labels, weights=(2.0,), basis=600)
+    small = cross_validate(terms, labels, weights=(2.0,), basis=256)
+    for C, accuracy in full.record["C_accuracy"].items():
+        assert small.record["C_accuracy"][C] == pytest.approx(accuracy, abs=0.02)
+    chosen = full.record["C_accuracy"][f"{small.C:g}"]
+    assert chosen >= max(full.record["C_accuracy"].values()) - 0.005
 
 
 @pytest.mark.parametrize("rule", ["cv", "auto"])
@@ -101,6 +131,17 @@ def test_the_rule_in_a_method(rule: str, toy_bundle: FeatureBundle, tmp_path: Pa
     assert half.describe()["C"] == described["C"], "the chosen C is not rounded with the tensors"
     sketchless = fit_method(ExactKrossFuse(inputs=INPUTS, C=rule, seed=1), toy_bundle, label_set="animal")
     assert sketchless.describe()["C"] == described["C"], "the choice depends on the exact kernel alone"
+
+
+def test_the_weight_by_cross_validation_is_kept_in_the_file(toy_bundle: FeatureBundle, tmp_path: Path) -> None:
+    method = RPKrossFuse(inputs=INPUTS, dim=40, alignment="exact", C="cv", expert_weight="cv")
+    assert method.describe()["expert_weight"] == "cv"
+    fit_method(method, toy_bundle, label_set="animal")
+    assert method.describe()["expert_weight"] == method.expert_weight in WEIGHTS
+    image = toy_bundle[Part("test", "image")]
+    again = load_fusion(save_fusion(method, tmp_path / "fusion.safetensors"))
+    assert again.describe() == method.describe()
+    assert torch.equal(again.encode("image", image), method.encode("image", image))
 
 
 def test_bad_rules(toy_bundle: FeatureBundle) -> None:

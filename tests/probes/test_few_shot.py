@@ -6,56 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from few_shot_toys import PROMPTS, TEST, TRAIN, VAL, accuracies, make_space, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
 from krossfuse.core.errors import ConfigError, DataError
-from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
 from krossfuse.core.parts import Part
 from krossfuse.probes import FewShot
-from krossfuse.probes.base import ProbeResult
 from krossfuse.probes.solvers import fit_ridge_batch
 from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.probes.subsets import FewShotSubset
-
-CLASSES = ("ant", "bee", "cat", "dog")
-TRAIN, VAL, TEST = (Part(split, "image") for split in ("train", "val", "test"))
-PROMPTS = Part.prompts("class", "plain")
-
-
-def make_space(seed: int = 0, dim: int = 20, noise: float = 1.0) -> EmbeddingSpace:
-    g = torch.Generator().manual_seed(seed)
-    centres = torch.randn(4, dim, generator=g)
-    labels, parts = {}, {}
-    for split, n in (("train", 80), ("val", 24), ("test", 120)):
-        labels[split] = torch.arange(n) % 4
-        parts[Part(split, "image")] = 3 * (centres[labels[split]] + noise * torch.randn(n, dim, generator=g))
-    parts[Part("train", "text")] = centres[labels["train"]] + noise * torch.randn(80, dim, generator=g)
-    parts[PROMPTS] = centres.repeat_interleave(2, 0) + 0.3 * torch.randn(8, dim, generator=g)
-    prompts = Prompts(tuple("abcdefgh"), torch.arange(4).repeat_interleave(2))
-    info = DatasetInfo(
-        "toy",
-        {},
-        {
-            "class": LabelSet(CLASSES, labels, {"plain": prompts}),
-            "rare": LabelSet(CLASSES, {s: torch.where(torch.arange(len(y)) < 6, y, -1) for s, y in labels.items()}),
-        },
-        {"train": torch.arange(80)},
-    )
-    return EmbeddingSpace(info, parts)
-
-
-def unit(x: torch.Tensor) -> np.ndarray:
-    return (x / x.norm(dim=1, keepdim=True)).numpy()
-
-
-def accuracies(result: ProbeResult) -> dict[tuple[int, str, int], float]:
-    return {
-        (f.protocol["shots"], f.protocol["form"], f.protocol["subset_seed"]): f.value
-        for f in result.measurements
-        if f.metric == "accuracy" and f.label_set == "class"
-    }
 
 
 def expected(
@@ -79,7 +40,9 @@ def expected(
 
 
 @pytest.mark.parametrize("classifier", ["logistic", "ridge"])
-@pytest.mark.parametrize(("form", "text_weight"), [("I", 1.0), ("I+T", 3.0), ("I+T", "balanced"), ("T", None)])
+@pytest.mark.parametrize(
+    ("form", "text_weight"), [("I", 1.0), ("texts as samples", 3.0), ("texts as samples", "balanced"), ("T", None)]
+)
 def test_every_problem_of_a_batch_is_that_of_scikit_learn(classifier: Any, form: str, text_weight: Any) -> None:
     space = make_space()
     probe = FewShot(
@@ -129,15 +92,23 @@ def test_regularisation_is_chosen_on_the_validation_shots() -> None:
 
 
 def test_texts_help_when_shots_are_few() -> None:
-    found = accuracies(FewShot(shots=[1], classifier="ridge").evaluate(make_space(noise=1.5), seed=0))
-    mean = {form: np.mean([found[1, form, s] for s in range(1, 6)]) for form in ("I", "I+T")}
-    assert mean["I+T"] > mean["I"] + 0.05
+    forms = ["I", "I+T", "texts as samples", "Tip-Adapter", "Tip-Adapter-F"]
+    found = accuracies(FewShot(shots=[1], classifier="ridge", forms=forms).evaluate(make_space(noise=1.5), seed=0))
+    mean = {form: np.mean([found[1, form, s] for s in range(1, 6)]) for form in forms}
+    for form in forms[1:]:
+        assert mean[form] > mean["I"] + 0.05
 
 
 def test_captions_of_the_shots_can_be_the_texts() -> None:
     space = make_space()
     probe = FewShot(
-        shots=[2], n_seeds=1, forms=["I+T"], texts="captions", text_weight=None, classifier="ridge", grid=[1.0]
+        shots=[2],
+        n_seeds=1,
+        forms=["texts as samples"],
+        texts="captions",
+        text_weight=None,
+        classifier="ridge",
+        grid=[1.0],
     )
     (measurement, _) = [f for f in probe.evaluate(space, seed=0).measurements if f.label_set == "class"]
     (subset,) = probe.subsets(space, "class")
@@ -182,6 +153,16 @@ def test_bad_input_is_named() -> None:
         FewShot(grid=[1.0, -1.0])
     with pytest.raises(ConfigError, match="shots=0"):
         FewShot(shots=[0])
+    with pytest.raises(ConfigError, match="did you mean 'texts as samples'"):
+        FewShot(forms=["text as samples"])
+    with pytest.raises(ConfigError, match="tau=-1"):
+        FewShot(tau=-1)
+    with pytest.raises(ConfigError, match="did you mean 'rule'"):
+        FewShot(tau="rules")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="head_C=0"):
+        FewShot(head_C=0)
+    with pytest.raises(ConfigError, match="beta"):
+        FewShot(beta=[])
     with pytest.raises(ConfigError, match="text_weight"):
         FewShot(text_weight="balance")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="split='val'"):

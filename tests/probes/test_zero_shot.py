@@ -151,6 +151,44 @@ def test_extra_splits_are_tested_by_the_same_head() -> None:
         ZeroShot(extra_splits=["test_paint"]).evaluate(space, seed=0)
 
 
+def test_classes_without_a_text_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    space = make_space(5)
+    label_set = space.info.label_sets["class"]
+    kept, labels = [1, 4, 7], label_set.labels["test"]
+    owner = label_set.prompts["photo"].owner
+    rows = torch.isin(owner, torch.tensor(kept)).nonzero().flatten()
+    prompts = {"photo": Prompts(tuple("abcdefghi"), owner[rows])}
+    part = Part.prompts("class", "photo")
+    some = replace(
+        space,
+        info=replace(space.info, label_sets={"class": replace(label_set, prompts=prompts)}),
+        parts={IMAGES: space[IMAGES], part: space[part][rows]},
+    )
+    with caplog.at_level("INFO"):
+        result = ZeroShot(similarity="cosine").evaluate(some, seed=0)
+    inside = torch.isin(labels, torch.tensor(kept))
+    scores = unit(space[IMAGES][inside].double()) @ unit(class_texts(space)[kept]).T
+    decisions = torch.tensor(kept)[scores.argmax(1)]
+    accuracy = measurement(result, "accuracy")
+    assert accuracy.value == pytest.approx(float((decisions == labels[inside]).double().mean()))
+    out = int((labels >= 0).sum() - inside.sum())
+    expected = {
+        "n_classes": 3,
+        "n_classes_without_text": 5,
+        "n_items_without_text": out,
+        "n_test": int(inside.sum()),
+    }
+    assert {key: accuracy.protocol[key] for key in expected} == expected
+    assert f"5 classes have no text (prompt set 'photo'); their {out} items are left out" in caplog.text
+    assert {f.metric for f in result.measurements} == {"accuracy", "mean_per_class_accuracy"}  # three classes: no top 5
+    head = result.heads["class/photo"]
+    assert isinstance(head, ZeroShotHead)
+    torch.testing.assert_close(head.decide(space[IMAGES][inside]), decisions)
+    nobody = replace(label_set, prompts=prompts, labels={"test": torch.full((200,), 2)})
+    with pytest.raises(DataError, match="no item is of one of the 3 classes that have a text"):
+        ZeroShot().evaluate(replace(some, info=replace(space.info, label_sets={"class": nobody})), seed=0)
+
+
 def test_needs_items_and_prompts_in_one_space() -> None:
     space = make_space()
     assert ZeroShot().applies(space)

@@ -54,6 +54,34 @@ def test_parts_and_words_stand_in_the_label(tmp_path: Path) -> None:
     assert {row.label for row in board_of(tmp_path).rows} == {"M, uniform, centre", "M, spectral, no centre"}
 
 
+def test_the_parts_of_parts_are_named_only_where_nothing_else_tells(tmp_path: Path) -> None:
+    described = {"title": "M"}
+    kernel = {"_target_": "x.CentredKernel", "power": 0.5}
+    for number, options in enumerate(
+        (
+            {"sketch": {"_target_": "x.Uniform"}, "own": None},
+            {"sketch": {"_target_": "x.Spectral"}, "own": {**kernel}},
+            {"sketch": {"_target_": "x.Spectral"}, "own": {**kernel, "power": 0.25}},
+        )
+    ):
+        sketch = options["sketch"]["_target_"].removeprefix("x.").lower()  # type: ignore[index]
+        write(tmp_path / str(number), "m", options, {**described, "sketch": sketch})
+    assert [(row.label, row.numbers) for row in board_of(tmp_path).rows] == [
+        ("M, uniform", {}),
+        ("M, spectral", {"power": "0.5"}),
+        ("M, spectral", {"power": "0.25"}),
+    ]
+
+
+def test_what_each_fold_chose_is_a_range(tmp_path: Path) -> None:
+    write(tmp_path / "a", "m", {"C": "variance"}, {"C": [0.25, 0.5, 0.3], "title": "M"})
+    write(tmp_path / "b", "m", {"C": 1.0}, {"C": 1.0, "title": "M"})
+    assert [(row.label, row.numbers) for row in board_of(tmp_path).rows] == [
+        ("M", {"C": "0.25–0.5"}),
+        ("M", {"C": "1"}),
+    ]
+
+
 def test_the_few_shot_table_says_the_constant_of_a_preset(tmp_path: Path) -> None:
     write(tmp_path / "a", "rp", {"C": 1.0, "sketch": {"_target_": "x.U"}}, {"C": 1.0, "sketch": "uniform"})
     described = {"C": 0.1, "sketch": "spectral", "method": "rp"}

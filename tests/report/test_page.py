@@ -152,6 +152,76 @@ def test_any_row_can_be_the_baseline(quickstart: Path, capsys: Any) -> None:
         verdicts("--baseline", "12")
 
 
+def console_of(width: int = 200) -> Console:
+    return Console(width=width, record=True, file=open("/dev/null", "w"))
+
+
+def test_several_baselines_have_a_table_of_differences_each(quickstart: Path, tmp_path: Path) -> None:
+    console = console_of(120)
+    names = ["cross_modal", "Image expert alone", "RP-KrossFuse, exact (1500)"]
+    report(
+        quickstart, tmp_path, formats=("terminal", "md", "csv", "html"), pictures=(), baseline=names, console=console
+    )
+    shown = console.export_text()
+    compared = pd.read_csv(tmp_path / "comparisons.csv")
+    assert list(dict.fromkeys(compared["baseline"])) == [
+        "Cross-modal alone (256)", "Image expert alone (1280)", "RP-KrossFuse, exact (1500)"
+    ]  # fmt: skip
+    results = pd.read_csv(tmp_path / "results.csv")
+    means = results.set_index(["label", "dim", "probe", "label_set"])["mean"]
+    for _, row in compared.iterrows():
+        label, _, dim = row["baseline"].rpartition(" (")
+        base = means[(label, int(dim[:-1]), row["probe"], row["label_set"])]
+        assert row["difference"] == pytest.approx(row["mean"] - base)
+        assert row["difference_low"] < row["difference"] < row["difference_high"]
+    for text in (shown, (tmp_path / "results.md").read_text(), (tmp_path / "report.html").read_text()):
+        assert "openmoji · openmoji_image: difference to Image expert alone" in text
+        assert "openmoji · openmoji_image: difference to RP-KrossFuse, exact (1500)" in text
+    assert "difference to cross-modal alone" not in shown, "that is in the main table"
+    lines = shown[shown.index("difference to Image expert alone") :].splitlines()
+    concatenation = next(line for line in lines if line.strip().startswith("Concatenation"))
+    one = compared[(compared["baseline"] == "Image expert alone (1280)") & (compared["label"] == "Concatenation")]
+    group = one[(one["probe"] == "linear_probe") & (one["label_set"] == "group")].iloc[0]
+    half = (group["difference_high"] - group["difference_low"]) / 2
+    assert f"{group['difference'] * 100:+.1f} ±{half * 100:.1f}" in concatenation
+    assert not any(line.strip().startswith("Image expert alone") for line in lines[: lines.index(concatenation)])
+
+
+def test_a_page_compares_any_two_rows(quickstart: Path) -> None:
+    report(quickstart, formats=("html",), pictures=())
+    page = (quickstart / "report" / "report.html").read_text()
+    assert "Any two rows: each row as the baseline (7 tables)" in page
+    assert page.count(": difference to ") == 7
+
+
+def test_a_configuration_names_the_baselines_and_a_row_that_is_not_there_is_noted(quickstart: Path) -> None:
+    for run in quickstart.iterdir():
+        path = run / "config.yaml"
+        path.write_text(path.read_text() + "report:\n  baselines: [concatenation, gate, rp_krossfuse, image_expert]\n")
+    console = console_of()
+    report(quickstart, formats=("terminal", "csv"), pictures=(), console=console)
+    text = console.export_text()
+    assert "Difference to Concatenation:" in text
+    assert ": difference to Image expert alone" in text
+    assert "openmoji has no row 'gate'" in text
+    assert "'rp_krossfuse' is several rows of openmoji" in text
+    assert set(pd.read_csv(quickstart / "report" / "results.csv")["baseline"]) == {"Concatenation (1536)"}
+    report(quickstart, formats=("csv",), pictures=(), baseline=2)
+    assert set(pd.read_csv(quickstart / "report" / "results.csv")["baseline"]) == {"Image expert alone (1280)"}
+
+
+def test_rows_on_other_items_are_not_compared(sweep: Any) -> None:
+    sweep.run("cross_modal", {"group": 0.6}, deterministic=True)
+    folder = sweep.run("concatenation", {"group": 0.9}, deterministic=True)
+    report(sweep.folder, formats=("csv",), pictures=())
+    path = sweep.folder / "report" / "results.csv"
+    assert set(pd.read_csv(path)["verdict"].dropna()) == {"better"}
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("  name: openmoji\n", "  name: openmoji\n  split_seed: 1\n"))
+    report(sweep.folder, formats=("csv",), pictures=())
+    assert pd.read_csv(path)["verdict"].dropna().empty, "as many items, but others"
+
+
 def test_one_seed_and_more_seeds_are_said(sweep: Any) -> None:
     sweep.run("cross_modal", {"group": 0.6}, deterministic=True)
     sweep.run("gate", {"group": 0.9})

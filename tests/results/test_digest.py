@@ -31,6 +31,7 @@ CHANGE_NOTHING = [
     "save_fusion=true",
     "+store.anything=1",
     "figures.max_items=9",
+    "report.baselines=[concatenation]",
     "extraction.batch_size=3",
     "extraction.progress=false",
     "fuse.block_rows=7",
@@ -45,6 +46,7 @@ CHANGE_NOTHING = [
 ]
 CHANGE_SOMETHING = [
     "data.limit=10",
+    "data.folds=3",
     "pair.cross_modal.max_length=9",
     "fusion.dim=64",
     "fusion.C=0.5",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.parts import CROSS_MODAL, MODALITIES, SPLITS, TEST, TRAIN, VAL, Modality, Part
 from krossfuse.data.common import check_fractions, check_info, check_split_seed, required_path
 from krossfuse.data.duplicates import CHOICES, check_duplicates
+from krossfuse.data.folds import check_folds, draw_folds
 from krossfuse.features.embeddings.content import Content
 from krossfuse.features.embeddings.format import SUFFIXES
 from krossfuse.features.embeddings.rows import ItemRows, check_finite, draw_val, sizes_of
@@ -32,7 +34,9 @@ class EmbeddingsFile:
         image_experts: encoders used as image experts; None = all those with image features only.
         text_experts: encoders used as text experts; None = all those with text features only.
         val_fraction: share of train that a drawn validation split gets.
-        split_seed: of that draw (not the run's seed).
+        split_seed: of that draw, and of folds (not the run's seed).
+        folds: test all items of train, val and test, in so many folds (:mod:`krossfuse.data.folds`), captions with
+            their images; None = the file's splits. Other splits stay as they are.
         duplicates: what to do about items whose features are the same in two splits: ``warn``, ``error`` or ``ignore``
             (:func:`krossfuse.data.duplicates.check_duplicates`).
 
@@ -50,6 +54,7 @@ class EmbeddingsFile:
         text_experts: Sequence[str] | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
+        folds: int | None = None,
         duplicates: str = "warn",
     ) -> None:
         self.path = required_path("path", path, "the safetensors or npz file of your embeddings")
@@ -67,6 +72,7 @@ class EmbeddingsFile:
         self.val_fraction = val_fraction
         check_fractions({VAL: val_fraction})
         self.split_seed = check_split_seed(split_seed)
+        self.folds = check_folds(folds)
         self.duplicates = check_choice("data.duplicates", duplicates, CHOICES)
         self._bundle: FeatureBundle | None = None
 
@@ -141,7 +147,11 @@ class EmbeddingsFile:
             check_info(info, sizes_of(features))
         main: Modality = "image" if any(part.modality == "image" for part in sizes_of(features)) else "text"
         compared = {part.split: ItemRows(features[part]) for part in sizes_of(features) if part.modality == main}
-        check_duplicates(name, compared, self.duplicates)
+        if self.folds is not None:
+            sizes = {split: len(items) for split, items in compared.items()}
+            fold_of = draw_folds(info.label_sets, sizes, self.folds, self.split_seed)
+            info = check_info(replace(info, fold_of=fold_of), sizes_of(features))
+        check_duplicates(name, compared, self.duplicates, info.fold_of)
         encoders = {**roles["image"], **roles["text"]}
         saved = content.header.get("encoders", {})
         pair = content.header.get("pair") or "+".join(encoders.values())

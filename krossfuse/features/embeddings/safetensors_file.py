@@ -11,7 +11,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from krossfuse.features.embeddings.rows import row_blocks
+from krossfuse.features.regroup import row_blocks
 
 DTYPES = {
     torch.float64: "F64",

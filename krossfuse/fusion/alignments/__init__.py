@@ -9,13 +9,14 @@ Sections 3 and 4 of docs/mathematics.md. A new alignment is one file here, known
 (``alignment: {_target_: my_package.MyAlignment, _partial_: true}``).
 """
 
-from krossfuse.fusion.alignments.base import Alignment, AlignmentFactory, Parents
+from krossfuse.fusion.alignments.base import WITHIN, Alignment, AlignmentFactory, Parents
 from krossfuse.fusion.alignments.exact import ExactAlignment
 from krossfuse.fusion.alignments.offset import OffsetAlignment
 from krossfuse.fusion.alignments.published import PublishedAlignment
 from krossfuse.fusion.alignments.shared import SharedAlignment
 
 __all__ = [
+    "WITHIN",
     "Alignment",
     "AlignmentFactory",
     "ExactAlignment",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from krossfuse.fusion.sketches import Sketch
 Constants = Mapping[Modality, float]
 """C_X by ``"image"`` and C_T by ``"text"``; 1 for a side without experts."""
 
+WITHIN = "cross_modal, within the product"
+"""The key, beside the roles, of the cross-modal features' map within the product, where it has a kernel of its own."""
+
 
 @dataclass(frozen=True)
 class Parents:
@@ -25,10 +28,12 @@ class Parents:
     Attributes:
         cross_modal: of the cross-modal encoder.
         experts: by modality, of its experts, by role; sides without experts are left out.
+        within: by modality, of the cross-modal features within the product; empty where it is ``cross_modal``.
     """
 
     cross_modal: Kernel
     experts: Mapping[Modality, Mapping[str, Kernel]]
+    within: Mapping[Modality, Kernel] = field(default_factory=dict)
 
     @property
     def sides(self) -> list[Modality]:
@@ -38,6 +43,10 @@ class Parents:
     def of(self, side: Modality) -> list[Kernel]:
         """Return the kernels of a side's experts."""
         return list(self.experts[side].values())
+
+    def factors(self, side: Modality) -> list[Kernel]:
+        """Return the kernels that are multiplied on a side with experts."""
+        return [self.within.get(side, self.cross_modal), *self.of(side)]
 
 
 class Alignment(nn.Module, ABC):
@@ -55,6 +64,7 @@ class Alignment(nn.Module, ABC):
     Attributes:
         name: as in the configuration and in results.
         takes_expert_weight: whether ``expert_weight`` may be above 0.
+        takes_product_kernel: whether the cross-modal features may have a kernel of their own within the product.
         sketches: by name, its sketches.
 
     Raises:
@@ -64,6 +74,7 @@ class Alignment(nn.Module, ABC):
 
     name: ClassVar[str]
     takes_expert_weight: ClassVar[bool] = False
+    takes_product_kernel: ClassVar[bool] = False
 
     def __init__(
         self, parents: Parents, dim: int | None, sketch: SketchFactory, *, expert_weight: float = 0.0, seed: int = 0
@@ -91,7 +102,8 @@ class Alignment(nn.Module, ABC):
 
         Args:
             modality: of the rows.
-            maps: by role, the feature maps (n, d), the cross-modal encoder's first.
+            maps: by role, the feature maps (n, d), the cross-modal encoder's first; and by :data:`WITHIN` its map
+                within the product, where that is another.
             constants: C_X and C_T.
         """
 
@@ -115,7 +127,13 @@ class Alignment(nn.Module, ABC):
         return all(self.sketch(name).deterministic for name in self.sketches)
 
     def kernel(
-        self, modality_a: Modality, modality_b: Modality, cross: Tensor, experts: Sequence[Tensor], constants: Constants
+        self,
+        modality_a: Modality,
+        modality_b: Modality,
+        cross: Tensor,
+        experts: Sequence[Tensor],
+        constants: Constants,
+        within: Tensor | None = None,
     ) -> Tensor:
         """Return the exact kernel that the embeddings approximate.
 
@@ -125,6 +143,7 @@ class Alignment(nn.Module, ABC):
             cross: (n, m), k_ψ.
             experts: (n, m) each, the kernels of the experts that both modalities have.
             constants: C_X and C_T.
+            within: (n, m), k_ψ within the product, where that is another kernel.
         """
         result, others = cross, 1.0
         for side in self.parents.sides:
@@ -132,7 +151,8 @@ class Alignment(nn.Module, ABC):
                 product = experts[0]
                 for expert in experts[1:]:
                     product = product * expert
-                result = self.side_kernel(cross, product, constants[side])
+                more = () if within is None else (within,)
+                result = self.side_kernel(cross, product, constants[side], *more)
             else:
                 others *= constants[side]
         return result * others

@@ -11,7 +11,7 @@ from torch import Tensor
 from krossfuse.core.errors import DimensionError
 from krossfuse.core.parts import Modality
 from krossfuse.core.seeds import derive_seed
-from krossfuse.fusion.alignments.base import Alignment, Constants
+from krossfuse.fusion.alignments.base import WITHIN, Alignment, Constants
 from krossfuse.fusion.factories import SketchFactory, build_sketch
 from krossfuse.fusion.sketches import Sketch
 
@@ -25,7 +25,8 @@ class ExactAlignment(Alignment):
     ``dim`` the sketches have what the cross-modal map leaves, in halves where both sides have experts.
 
     With an expert weight a > 0 the expert is multiplied by [√a ; ψ] instead of ψ, so that within a side the kernel is
-    C·k_ψ + (a + k_ψ)·k_γ: the sum of the kernels and their product in one. Section 4 of docs/mathematics.md.
+    C·k_ψ + (a + k_ψ)·k_γ: the sum of the kernels and their product in one. Within the product ψ may have a kernel p of
+    its own: C·k_ψ + (a + p)·k_γ, and image-text similarities stay. Section 3 of docs/mathematics.md.
 
     Example:
         >>> from krossfuse.fusion import InputSpec, RPKrossFuse
@@ -37,13 +38,13 @@ class ExactAlignment(Alignment):
 
     name = "exact"
     takes_expert_weight = True
+    takes_product_kernel = True
 
     def build(self, dim: int | None, sketch: SketchFactory) -> None:
         """Make the sketch of each side's product."""
         for side, share in zip(self.parents.sides, self._shares(dim), strict=True):
-            kernels = [self.parents.cross_modal, *self.parents.of(side)]
-            seed = derive_seed(self.seed, "sketch", side)
-            self.sketches[side] = build_sketch(sketch, kernels, share, seed=seed, constant=self.expert_weight > 0)
+            factors, seed = self.parents.factors(side), derive_seed(self.seed, "sketch", side)
+            self.sketches[side] = build_sketch(sketch, factors, share, seed=seed, constant=self.expert_weight > 0)
 
     def _shares(self, dim: int | None) -> list[int | None]:
         """Return what ``dim`` leaves for the sketch of each side with experts."""
@@ -69,11 +70,12 @@ class ExactAlignment(Alignment):
         return {side: self.sketch(side) for side in self.parents.sides}
 
     def factors(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the maps, the cross-modal one with the constant √a in front."""
-        cross, *experts = maps.values()
+        """Return the maps, the cross-modal one within the product with the constant √a in front."""
+        cross, *experts = (x for key, x in maps.items() if key != WITHIN)
+        first = maps.get(WITHIN, cross)
         if self.expert_weight:
-            cross = torch.cat([cross.new_full((len(cross), 1), math.sqrt(self.expert_weight)), cross], 1)
-        return [cross, *experts]
+            first = torch.cat([first.new_full((len(first), 1), math.sqrt(self.expert_weight)), first], 1)
+        return [first, *experts]
 
     def encode(self, modality: Modality, maps: Mapping[str, Tensor], constants: Constants) -> Tensor:
         """Return the direct sum."""
@@ -89,7 +91,9 @@ class ExactAlignment(Alignment):
                 parts.append(cross.new_zeros(len(cross), sketch.out_dim))
         return torch.cat(parts, 1)
 
-    def side_kernel(self, cross: Tensor, expert: Tensor, constant: float) -> Tensor:
-        """Return C·k_ψ + (a + k_ψ)·k_γ."""
+    def side_kernel(self, cross: Tensor, expert: Tensor, constant: float, within: Tensor | None = None) -> Tensor:
+        """Return C·k_ψ + (a + p)·k_γ, where p is k_ψ unless it is given."""
+        if within is not None:
+            return constant * cross + (self.expert_weight + within) * expert
         kernel = super().side_kernel(cross, expert, constant)
         return kernel + self.expert_weight * expert if self.expert_weight else kernel

@@ -7,6 +7,7 @@ anywhere) and one YAML file in conf/fusion/kernel.
 
 from krossfuse.fusion.kernels.base import Kernel
 from krossfuse.fusion.kernels.cauchy import CauchyKernel
+from krossfuse.fusion.kernels.centred import CentredKernel
 from krossfuse.fusion.kernels.cosine import CosineKernel
 from krossfuse.fusion.kernels.gaussian import GaussianKernel
 from krossfuse.fusion.kernels.laplace import LaplaceKernel
@@ -18,6 +19,7 @@ from krossfuse.fusion.kernels.shift_invariant import ShiftInvariantKernel
 
 __all__ = [
     "CauchyKernel",
+    "CentredKernel",
     "CosineKernel",
     "GaussianKernel",
     "Kernel",

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from krossfuse.core.errors import ConfigError, check_positive
 from krossfuse.fusion.base import InputSpec
-from krossfuse.fusion.methods.trained import TrainedFusion
+from krossfuse.fusion.methods.trained import TrainedFusion, start_at_components, start_at_zero
 
 
 class Attention(TrainedFusion):
-    """ATTN: the projected parents are tokens of one self-attention layer; the embedding is their mean.
+    """ATTN: the projected parents are tokens of one self-attention layer; the embedding is their mean, of unit length.
 
     A pre-norm block: x + MultiHead(LN(x)), with an identity embedding added to each token so that the layer can
-    tell the parents apart.
+    tell the parents apart. It starts with projections at the principal components of the parents' concatenation, and
+    with the attention's output and the identities at zero.
 
     Args:
         heads: attention heads; they divide ``dim``.
@@ -36,18 +37,23 @@ class Attention(TrainedFusion):
 
     def build(self) -> None:
         """Make the projections, the attention and its norm."""
-        self.project = nn.ModuleList(nn.Linear(d, self.dim) for d in self.roles.values())
-        self.identity = nn.Parameter(torch.randn(len(self.roles), self.dim) * 0.02)
+        self.project = nn.ModuleList(nn.Linear(d, self.dim, bias=False) for d in self.roles.values())
+        self.identity = nn.Parameter(torch.zeros(len(self.roles), self.dim))
         self.norm = nn.LayerNorm(self.dim)
         self.attention = nn.MultiheadAttention(self.dim, self.heads, batch_first=True)
 
+    def start(self, centred: dict[str, Tensor]) -> None:
+        """Start at the principal components, with nothing attended to."""
+        start_at_components(list(self.project), list(centred.values()))  # type: ignore[arg-type]
+        start_at_zero(self.attention.out_proj)
+
     def fuse(self, units: dict[str, Tensor]) -> Tensor:
-        """Return the mean of the attended tokens."""
-        projected = [layer(x) for layer, x in zip(self.project, units.values(), strict=True)]
+        """Return the mean of the attended tokens, of unit length."""
+        projected = [layer(x) for layer, x in zip(self.project, self.centred(units).values(), strict=True)]
         tokens = torch.stack(projected, dim=1) + self.identity
         normed = self.norm(tokens)
-        fused: Tensor = (tokens + self.attention(normed, normed, normed, need_weights=False)[0]).mean(1)
-        return fused
+        attended = tokens + self.attention(normed, normed, normed, need_weights=False)[0]
+        return nn.functional.normalize(attended.mean(1), dim=1)
 
     def describe(self) -> dict[str, Any]:
         """Return the flat description for the results."""

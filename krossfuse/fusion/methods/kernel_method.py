@@ -95,21 +95,16 @@ class KernelMethod(FusionMethod):
         given = self._given(modality, features)
         count = len(next(iter(given.values())))
         if count <= CHUNK_ROWS or (torch.is_grad_enabled() and self._differentiable(given)):
-            return self._encode(modality, self._maps(given))
+            return self._encode(modality, self._maps(modality, given))
         out = self._like.new_empty(count, self.out_dim)
         for rows in blocks(count, CHUNK_ROWS):
-            out[rows] = self._encode(modality, self._maps(given, rows))
+            out[rows] = self._encode(modality, self._maps(modality, given, rows))
         return out
 
     def kernel(self, modality_a: Modality, a: Features, modality_b: Modality, b: Features) -> Tensor | None:
         """Return the exact kernel (len(a), len(b)) that the embedding approximates or equals."""
         given_a, given_b = self._given(modality_a, a), self._given(modality_b, b)
-        values = {}
-        for role in [role for role in given_a if role in given_b]:
-            x, y = self._rows(given_a[role]), self._rows(given_b[role])
-            with of_role(role):
-                values[role] = self.kernels[role].kernel(x, y)
-        return self._kernel(modality_a, modality_b, values)
+        return self._kernel(modality_a, modality_b, self._values(modality_a, given_a, modality_b, given_b))
 
     def check_rows(self, rows: Mapping[Modality, int]) -> None:
         """Check the rows that bandwidths need; see :meth:`FusionMethod.check_rows`."""
@@ -145,7 +140,7 @@ class KernelMethod(FusionMethod):
         given = self._given(modality, features)
         count = len(next(iter(given.values())))
         sketch.check_rows(count)
-        sketch.fit_blocks(factors(self._maps(given, rows)) for rows in blocks(count, FIT_ROWS))
+        sketch.fit_blocks(factors(self._maps(modality, given, rows)) for rows in blocks(count, FIT_ROWS))
 
     @abstractmethod
     def _encode(self, modality: Modality, maps: Mapping[str, Tensor]) -> Tensor:
@@ -155,13 +150,21 @@ class KernelMethod(FusionMethod):
     def _kernel(self, modality_a: Modality, modality_b: Modality, values: Mapping[str, Tensor]) -> Tensor:
         """Combine the exact kernels of the roles that both modalities have."""
 
+    def _values(self, modality_a: Modality, a: Features, modality_b: Modality, b: Features) -> dict[str, Tensor]:
+        """Return the exact kernels (len(a), len(b)) of the roles that both have."""
+        values = {}
+        for role in [role for role in a if role in b]:
+            with of_role(role):
+                values[role] = self.kernels[role].kernel(self._rows(a[role]), self._rows(b[role]))
+        return values
+
     def _differentiable(self, given: Features) -> bool:
         return any(x.requires_grad for x in given.values()) or any(p.requires_grad for p in self.parameters())
 
     def _rows(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
         return x[rows].to(self._like)
 
-    def _maps(self, given: Features, rows: slice = slice(None)) -> dict[str, Tensor]:
+    def _maps(self, modality: Modality, given: Features, rows: slice = slice(None)) -> dict[str, Tensor]:
         maps, kernels = {}, self.kernels
         for role, x in given.items():
             with of_role(role):

@@ -13,15 +13,16 @@ from krossfuse.core.errors import (
     ConfigError,
     DataError,
     NotFittedError,
+    check_choice,
     check_positive,
     check_range,
 )
 from krossfuse.core.parts import CROSS_MODAL, MODALITIES, Modality
 from krossfuse.core.seeds import derive_seed
-from krossfuse.fusion.alignments import Alignment, AlignmentFactory, Parents
+from krossfuse.fusion.alignments import WITHIN, Alignment, AlignmentFactory, Parents
 from krossfuse.fusion.base import Features, InputSpec
-from krossfuse.fusion.factories import KernelFactory, SketchFactory
-from krossfuse.fusion.kernels import CosineKernel
+from krossfuse.fusion.factories import KernelFactory, SketchFactory, build_kernel
+from krossfuse.fusion.kernels import CosineKernel, Kernel
 from krossfuse.fusion.methods.kernel_method import (
     KernelMethod,
     prefixed,
@@ -29,7 +30,16 @@ from krossfuse.fusion.methods.kernel_method import (
 )
 from krossfuse.fusion.named import alignment_named
 from krossfuse.fusion.rows import of_role
-from krossfuse.fusion.selection import C_BOUNDS, check_C, check_C_rows, check_number, choose_C
+from krossfuse.fusion.selection import (
+    C_BOUNDS,
+    WEIGHTS,
+    Choice,
+    Terms,
+    check_C,
+    check_C_rows,
+    check_number,
+    choose_C,
+)
 from krossfuse.fusion.sketches import UniformSketch
 
 
@@ -47,18 +57,24 @@ class RPKrossFuse(KernelMethod):
     Where ψ spreads different items so far that k_ψ is about 0 between most of them, little of the expert is left in
     the product. With ``expert_weight`` a > 0 (in an alignment that takes one: exact) the expert is multiplied by
     [√a ; ψ] instead of ψ: image-image becomes C_T·(C_X·k_ψ + (a + k_ψ)·k_γX), which holds the sum of both kernels and
-    their product, and text-text likewise. Nothing else changes.
+    their product, and text-text likewise. With a ``product_kernel`` p of its own for ψ within the product (same
+    alignments) it becomes C_T·(C_X·k_ψ + (a + p)·k_γX). Nothing else changes: image-text similarities are k_ψ's.
 
     Args:
         inputs: dimensions of the pair: a cross-modal encoder and one expert at least.
         dim: total dimension of the result; null: that of the whole product, for the kronecker sketch.
         C: constant of the image experts, and of the text experts where C_text is null: a positive number, or how
-            :meth:`fit` chooses it: "cv" (cross-validation over {1e-3, ..., 1e3}, with labels) or "auto" (without).
+            :meth:`fit` chooses it: "cv" (cross-validation over {1e-3, ..., 1e3}, with labels), or without labels
+            "variance" (C·k_ψ and a·k_γ have equal total variance; side by side) or "auto" (C·k_ψ and (a + p)·k_γ
+            vary equally between samples).
         C_text: constant of the text experts, for a pair that has experts on both sides; null: C.
-        expert_weight: a, weight of the experts' own kernel, 0 or more; above 0 needs alignment "exact".
+        expert_weight: a, weight of the experts' own kernel, 0 or more; above 0 needs alignment "exact". "cv": chosen
+            together with C="cv".
         alignment: its name, or a class or partial of :class:`~krossfuse.fusion.alignments.Alignment`.
         kernel: of every parent.
         expert_kernel: of the experts, where they need another; null: ``kernel``.
+        product_kernel: of the cross-modal features within the product, where that is to be another, which needs
+            alignment "exact"; null: ``kernel``.
         sketch: of the product. Data-dependent ones need alignment "exact".
         seed: of random features and of the sketch.
 
@@ -78,10 +94,11 @@ class RPKrossFuse(KernelMethod):
         dim: int | None,
         C: float | str = 1.0,
         C_text: float | None = None,
-        expert_weight: float = 0.0,
+        expert_weight: float | str = 0.0,
         alignment: str | AlignmentFactory = "published",
         kernel: KernelFactory = CosineKernel,
         expert_kernel: KernelFactory | None = None,
+        product_kernel: KernelFactory | None = None,
         sketch: SketchFactory = UniformSketch,
         seed: int = 0,
     ) -> None:
@@ -90,21 +107,48 @@ class RPKrossFuse(KernelMethod):
         aligned = alignment_named(alignment)
         self._check_inputs(inputs)
         super().__init__(inputs=inputs, kernel=kernel, expert_kernel=expert_kernel, seed=seed)
-        self.expert_weight = check_expert_weight(expert_weight, aligned)
         check_C("C", C)
         self.C_rule = C if isinstance(C, str) else None
+        self.weight_rule = check_weight_rule(expert_weight, self.C_rule)
+        weight = check_expert_weight(WEIGHTS[0] if self.weight_rule else expert_weight, aligned, self.C_rule)
         self.trained = C == "cv"
+        self._given_C_text = C_text
         self.set_C(1.0 if isinstance(C, str) else C, C_text)
         self._sides: list[Modality] = [m for m in MODALITIES if inputs.experts(m)]
+        self.within = self._build_within(product_kernel, aligned)
         parents = Parents(
-            self.kernels[CROSS_MODAL], {m: {r: self.kernels[r] for r in inputs.experts(m)} for m in self._sides}
+            self.kernels[CROSS_MODAL],
+            {m: {r: self.kernels[r] for r in inputs.experts(m)} for m in self._sides},
+            {m: self.within[m] for m in self._sides if m in self.within},  # type: ignore[misc]
         )
-        self.alignment = aligned(parents, dim, sketch, expert_weight=self.expert_weight, seed=seed)
+        self.alignment = aligned(parents, dim, sketch, expert_weight=weight, seed=seed)
         if not isinstance(self.alignment, Alignment):
             raise ConfigError(
                 f"alignment={alignment!r} does not build an Alignment; it built {type(self.alignment).__name__}"
             )
-        self.deterministic = self.alignment.deterministic and all(k.deterministic for k in self.kernels.values())
+        every = (*self.kernels.values(), *self.within.values())
+        self.deterministic = self.alignment.deterministic and all(k.deterministic for k in every)
+
+    def _build_within(self, kernel: KernelFactory | None, alignment: AlignmentFactory) -> nn.ModuleDict:
+        """Return, by side, the kernel of the cross-modal features within the product, where it has one of its own."""
+        if kernel is None:
+            return nn.ModuleDict()
+        cls = getattr(alignment, "func", alignment)  # of a partial
+        if not getattr(cls, "takes_product_kernel", False):
+            raise ConfigError(
+                f"a product_kernel needs alignment='exact', got {getattr(cls, 'name', cls)!r}: in the others it would "
+                f"move image-text similarities too"
+            )
+        dim = self.inputs.cross_modal
+        assert dim is not None
+        return nn.ModuleDict(
+            {m: build_kernel(kernel, dim, seed=derive_seed(self.seed, "product kernel", m)) for m in self._sides}
+        )
+
+    @property
+    def expert_weight(self) -> float:
+        """A."""
+        return self.alignment.expert_weight
 
     def _check_inputs(self, inputs: InputSpec) -> None:
         if inputs.cross_modal is None:
@@ -157,16 +201,20 @@ class RPKrossFuse(KernelMethod):
         return self.alignment.out_dim
 
     def check_rows(self, rows: Mapping[Modality, int]) -> None:
-        """Check the rows that bandwidths, sketches and the choice of C need; see :meth:`FusionMethod.check_rows`."""
+        """Check the rows that kernels, sketches and the choice of C need; see :meth:`FusionMethod.check_rows`."""
         super().check_rows(rows)
         if self.C_rule is not None and self._sides[0] in rows:
             check_C_rows(self.C_rule, rows[self._sides[0]])
+        for side, kernel in self._within():
+            if side in rows:
+                with of_role(CROSS_MODAL):
+                    kernel.check_rows(rows[side])
         for side, sketch in self.alignment.fitted_sketches().items():
             if side in rows and sketch.needs_fit:
                 sketch.check_rows(rows[side])
 
     def fit(self, image: Features | None = None, text: Features | None = None, *, labels: Tensor | None = None) -> Self:
-        """Fit bandwidths and data-dependent sketches on unlabelled features, and choose C where it is a rule.
+        """Fit kernels and data-dependent sketches on unlabelled features, and choose the constants that are rules.
 
         Args:
             image: image features by role.
@@ -177,13 +225,34 @@ class RPKrossFuse(KernelMethod):
             DataError: a sketch needs features of a side that are not given, or more of them; labels are missing.
         """
         super().fit(image, text)
+        given: dict[Modality, Features | None] = {"image": image, "text": text}
+        for side, kernel in self._within():
+            features = given[side]
+            if features is None:
+                raise DataError(f"the product's {kernel.name} kernel needs {side} features to fit on; none were given")
+            with of_role(CROSS_MODAL):
+                kernel.fit(self._given(side, features)[CROSS_MODAL])
         if self.C_rule is not None:
-            self._choose_C(self.C_rule, self._sides[0], image if self._sides[0] == "image" else text, labels)
+            self._choose_C(self.C_rule, given, labels)
         for side, sketch in self.alignment.fitted_sketches().items():
-            self._fit_sketch(sketch, side, image if side == "image" else text, self.alignment.factors)
+            self._fit_sketch(sketch, side, given[side], self.alignment.factors)
         return self
 
-    def _choose_C(self, rule: str, side: Modality, features: Features | None, labels: Tensor | None) -> None:
+    def _choose_C(self, rule: str, given: Mapping[Modality, Features | None], labels: Tensor | None) -> None:
+        first, *other = [self._choice(rule, side, given[side], labels) for side in self._ruled_sides()]
+        C_text = other[0].C if other else self._given_C_text
+        if self.weight_rule:
+            self.alignment.expert_weight = self.arguments["expert_weight"] = first.expert_weight
+        self.set_C(first.C, C_text)
+        self._chosen_C = first.describe()
+        if self.weight_rule:
+            self._chosen_C["expert_weight_rule"] = self.weight_rule
+
+    def _ruled_sides(self) -> list[Modality]:
+        """Return the sides whose constant the rule gives: ``variance`` each side's own, others that of the first."""
+        return self._sides if self.C_rule == "variance" and self._given_C_text is None else self._sides[:1]
+
+    def _choice(self, rule: str, side: Modality, features: Features | None, labels: Tensor | None) -> Choice:
         if features is None:
             raise DataError(f"C={rule} needs the {side} features of the training samples; none were given")
         given = self._given(side, features)
@@ -191,18 +260,34 @@ class RPKrossFuse(KernelMethod):
         if labels is not None and len(labels) != count:
             raise DataError(f"{len(labels)} labels but {count} {side} features")
 
-        def grams(rows: Tensor) -> tuple[Tensor, Tensor]:
-            values = {}
-            for role, x in given.items():
-                chosen = self._rows(x[rows.to(x.device)])
-                with of_role(role):
-                    values[role] = self.kernels[role].kernel(chosen, chosen)
+        def grams(rows: Tensor) -> Terms:
+            chosen = {role: x[rows.to(x.device)] for role, x in given.items()}
+            values = self._values(side, chosen, side, chosen)
+            within = values.pop(WITHIN, None)
             cross = values.pop(CROSS_MODAL)
-            return cross, (self.expert_weight + cross) * product(list(values.values()))
+            return Terms(cross, product(list(values.values())), cross if within is None else within)
 
-        choice = choose_C(rule, grams, count, labels, seed=derive_seed(self.seed, "C"))
-        self.set_C(choice.C, self.C_text)
-        self._chosen_C = choice.describe()
+        weight = None if self.weight_rule else self.expert_weight
+        return choose_C(rule, grams, count, labels, expert_weight=weight, seed=derive_seed(self.seed, "C"))
+
+    def _within(self) -> list[tuple[Modality, Kernel]]:
+        return [(side, self.within[side]) for side in self._sides if side in self.within]  # type: ignore[misc]
+
+    def _maps(self, modality: Modality, given: Features, rows: slice = slice(None)) -> dict[str, Tensor]:
+        maps = super()._maps(modality, given, rows)
+        if modality in self.within:
+            with of_role(CROSS_MODAL):
+                maps[WITHIN] = self.within[modality](self._rows(given[CROSS_MODAL], rows))
+        return maps
+
+    def _values(self, modality_a: Modality, a: Features, modality_b: Modality, b: Features) -> dict[str, Tensor]:
+        values = super()._values(modality_a, a, modality_b, b)
+        if modality_a == modality_b and modality_a in self.within:
+            kernel = self.within[modality_a]
+            assert isinstance(kernel, Kernel)
+            with of_role(CROSS_MODAL):
+                values[WITHIN] = kernel.kernel(self._rows(a[CROSS_MODAL]), self._rows(b[CROSS_MODAL]))
+        return values
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # States saved before alignments were modules of their own have their tensors here.
@@ -212,7 +297,7 @@ class RPKrossFuse(KernelMethod):
 
     def get_extra_state(self) -> Tensor:
         """Return the constants, which are no tensors that a change of precision may round, as bytes of JSON."""
-        state = {"C": self.C, "C_text": self.C_text, "chosen": self._chosen_C}
+        state = {"C": self.C, "C_text": self.C_text, "chosen": self._chosen_C, "expert_weight": self.expert_weight}
         return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -220,13 +305,15 @@ class RPKrossFuse(KernelMethod):
         constants = json.loads(bytes(state.tolist()))
         self.set_C(constants["C"], constants["C_text"])
         self._chosen_C = constants["chosen"]
+        self.alignment.expert_weight = constants.get("expert_weight", self.expert_weight)  # not in older files
 
     def _encode(self, modality: Modality, maps: Mapping[str, Tensor]) -> Tensor:
         return self.alignment.encode(modality, maps, self._constants())
 
     def _kernel(self, modality_a: Modality, modality_b: Modality, values: Mapping[str, Tensor]) -> Tensor:
-        cross, *experts = values.values()
-        return self.alignment.kernel(modality_a, modality_b, cross, experts, self._constants())
+        cross, *experts = (value for key, value in values.items() if key != WITHIN)
+        more = {"within": values[WITHIN]} if WITHIN in values else {}
+        return self.alignment.kernel(modality_a, modality_b, cross, experts, self._constants(), **more)
 
     def describe(self) -> dict[str, Any]:
         """Return the flat description for the results."""
@@ -234,20 +321,43 @@ class RPKrossFuse(KernelMethod):
         described |= self.alignment.describe()
         described |= {"C": self.C if self.C_rule is None or self._chosen_C else self.C_rule, "seed": self.seed}
         described |= self._chosen_C
-        if self.expert_weight:
-            described["expert_weight"] = self.expert_weight
+        if self.alignment.takes_expert_weight:
+            chosen = self.weight_rule is None or bool(self._chosen_C)
+            described["expert_weight"] = self.expert_weight if chosen else self.weight_rule
         if len(self._sides) == 2:
             described["C_text"] = self.constant("text")
-        return {**described, **self._describe_kernels(), **prefixed(self.alignment.describe_sketch(), "sketch")}
+        described |= self._describe_kernels()
+        for _, kernel in self._within()[:1]:  # one factory made both; where they were fitted apart, the first
+            described |= {f"product_{key}": value for key, value in kernel.describe().items()}
+        return {**described, **prefixed(self.alignment.describe_sketch(), "sketch")}
 
 
-def check_expert_weight(value: float, alignment: AlignmentFactory) -> float:
+def check_weight_rule(value: float | str, C_rule: str | None) -> str | None:
+    """Return the rule by which the experts' weight is chosen; None where it is a number.
+
+    Raises:
+        ConfigError: there is no such rule, or C is not chosen by it.
+    """
+    if not isinstance(value, str):
+        return None
+    check_choice("expert_weight", value, ("cv",))
+    if C_rule != "cv":
+        raise ConfigError(
+            f"expert_weight='cv' is chosen together with C='cv', and C is {C_rule!r}; set both, or a number"
+        )
+    return value
+
+
+def check_expert_weight(value: float | str, alignment: AlignmentFactory, C_rule: str | None) -> float:
     """Return the experts' weight if the alignment takes it.
 
     Raises:
-        ConfigError: it is not a number from 0, or the alignment takes none.
+        ConfigError: it is not a number from 0, the alignment takes none, or C's rule needs one.
     """
     if value == 0:
+        if C_rule == "variance":
+            raise ConfigError("C='variance' weighs the expert's own kernel, and expert_weight=0 leaves it out; set "
+                              "expert_weight above 0 (2.0 is the preset's), or C=auto")  # fmt: skip
         return 0.0
     check_range("expert_weight", value, *C_BOUNDS, "float32 holds the kernels of no more")
     cls = getattr(alignment, "func", alignment)  # of a partial

@@ -14,7 +14,14 @@ from krossfuse.report.pictures.labels import right_labels
 from krossfuse.report.pictures.style import GREY, bars, families, grid_of, new_picture, subtitle, titled
 from krossfuse.report.values import within
 
-FORM_LINES = {"I": (0, (4, 2)), "I+T": "-", "T": (0, (1, 1.5))}
+FORM_LINES = {
+    "I": (0, (4, 2)),
+    "I+T": "-",
+    "T": (0, (1, 1.5)),
+    "texts as samples": (0, (6, 1.5, 1, 1.5)),
+    "Tip-Adapter": (0, (3, 1, 1, 1, 1, 1)),
+    "Tip-Adapter-F": (0, (6, 1, 1, 1, 1, 1)),
+}
 
 
 def few_shot_curves(board: Board) -> Figure | None:
@@ -63,7 +70,7 @@ def few_shot_curves(board: Board) -> Figure | None:
         Line2D([], [], color=GREY, ls=FORM_LINES.get(form, "-"), marker="o", mfc="white" if form == "I" else GREY, ms=5)
         for form in forms
     ]
-    meaning = {"I": "I: images alone", "I+T": "I+T: images and class texts", "T": "T: class texts alone"}
+    meaning = {"I": "I: images alone", "I+T": "I+T: class texts added", "T": "T: class texts alone"}
     grid[0, 0].legend(handles, [meaning.get(form, form) for form in forms], loc="lower right")
     for axes in list(grid.flat)[len(sets) :]:
         axes.set_axis_off()

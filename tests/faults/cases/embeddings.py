@@ -195,7 +195,10 @@ SHAPES = [
     of("owner-too-short", "3 class texts", "2 owners", change=lambda a: a.update({"prompts/owner": np.array([0, 1])})),
     of("owner-without-texts", "owners", "no features",
        change=lambda a: (a.update({"prompts/owner": np.array([0, 1, 2])}), a.pop("prompts/text/clip"))),
-    of("class-without-a-text", "no text", "'owl'", "2 of 3", "give each class a text", change=lambda a: a.update({"prompts/owner": np.array([0, 1, 1])})),
+    of("class-without-a-text", status=0, after=measured,
+       change=lambda a: a.update({"prompts/owner": np.array([0, 1, 1])})),
+    of("all-texts-of-one-class", "texts for 1 of 3 classes", "two classes to tell apart",
+       change=lambda a: a.update({"prompts/owner": np.array([1, 1, 1])})),
     of("class-texts-of-an-unknown-label-set", "'species'", "no labels", "'class'",
        change=lambda a: a.update({"prompts/species/default/text/clip": a.pop("prompts/text/clip")})),
 ]  # fmt: skip

@@ -85,7 +85,7 @@ NUMBERS = [
     of("alignment", "alignment='exat'", "did you mean 'exact'", run=("fusion.alignment=exat",)),
     of("alignment-null", "alignment=None", "published", "exact", run=("fusion.alignment=null",)),
     of("method-seed", "seed='x'", "integer", run=("fusion.seed=x",)),
-    of("max-dim", "max_dim=20", ("raise max_dim", "rp_krossfuse"), run=("fusion=exact_krossfuse", "fusion.max_dim=20")),
+    of("max-dim", "max_dim=0", "positive", run=("fusion=exact_krossfuse", "fusion.max_dim=0")),
     of("pca-dim-larger-than-what-there-is", "dim=300", "18", run=("fusion=pca_concatenation", "fusion.dim=300")),
     of("pca-with-too-few-rows", "12", ("sample", "rows"),
        run=("fusion=pca_concatenation", "fusion.dim=18"), files=embeddings(n={"train": 12, "val": 6, "test": 6})),
@@ -193,6 +193,8 @@ SAVED = [
 ]  # fmt: skip
 
 DIAGNOSE = [
+    diagnose("preset", "'spectral_krosfuse'", "spectral_krossfuse", run=("fusion=spectral_krosfuse",)),
+    diagnose("both-ways", "--dim", "fusion.dim", run=("fusion=spectral_krossfuse", "--dim", "16")),
     diagnose("not-there", "features.npz", "no such file", files=lambda folder, made: None),
     diagnose("dim", "dim=0", "positive", run=("--dim", "0")),
     diagnose("dim-word", "--dim", "'x'", run=("--dim", "x")),
