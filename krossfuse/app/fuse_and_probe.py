@@ -359,7 +359,7 @@ def probe_all(job: Job, fused: Fused, session: Session) -> None:
             fusion=job.fusion,
             dim=method.out_dim,
             described=method.describe(),
-            deterministic=method.deterministic,
+            deterministic=method.deterministic and not result.seeded,
             probe=name,
             result=result,
             seconds=time.perf_counter() - start,
