@@ -256,7 +256,7 @@ FEDERATIONS = {
 }
 
 
-def federated(sweep: Any, *, seeds: int = 3) -> Board:
+def federated(sweep: Any, *, seeds: int = 3, protected_only: bool = False) -> Board:
     """Return a board of two methods under four federations, with a rise of 10 points in each of three rounds."""
     for fusion, dim in (("cross_modal", 8), ("rp_krossfuse", 24)):
         for seed in range(seeds):
@@ -275,6 +275,7 @@ def federated(sweep: Any, *, seeds: int = 3) -> Board:
                     },
                 }
                 for name, (epsilon, bits) in FEDERATIONS.items()
+                if epsilon is not None or not protected_only
             ]
             sweep.run(fusion, {"group": 0.5 + 0.01 * seed}, seed=seed, dim=dim, protocols=protocols)
     return board_of(sweep.folder)
@@ -328,6 +329,14 @@ def test_what_privacy_and_bits_buy(sweep: Any) -> None:
     assert points[3][0] > 8
     accuracy = board.rows[0].cells[board.columns[0].key]["mean"]
     assert {text.get_text() for text in first.texts} == {f"{100 * accuracy:.0f}"}
+
+
+@pytest.mark.parametrize("protected_only", [False, True])
+def test_there_is_an_infinite_epsilon_only_where_something_is_unprotected(sweep: Any, protected_only: bool) -> None:
+    figure = privacy_bits_accuracy(federated(sweep, seeds=1, protected_only=protected_only))
+    assert figure is not None
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert ticks == ["0.999", "7.99", *([] if protected_only else ["∞"])]
 
 
 def test_without_a_federation_there_is_no_picture(quickstart: Path) -> None:

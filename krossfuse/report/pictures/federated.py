@@ -17,7 +17,7 @@ from krossfuse.report.boards import Board, Column, Row
 from krossfuse.report.pictures.style import COLOURS, GREY, MARKERS, drawable, grid_of, new_picture, subtitle, titled
 from krossfuse.report.values import scale
 
-MOST_PANELS = 9
+MOST_PANELS = 12
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)))
 MECHANISM_COLOURS = {
     "none": GREY,
@@ -145,11 +145,16 @@ def privacy_bits_accuracy(board: Board) -> Figure | None:
     epsilons = sorted({round(t.epsilon, 3) for t in found if t.epsilon is not None})
     if not epsilons:
         return None
+    unprotected = any(t.epsilon is None for t in found)
     figure, grid, panels = _panels(found)
     titled(
         figure,
         "What privacy and bits buy",
-        subtitle(board, columns, "colour and number: accuracy (%) · right of the line: nothing is protected"),
+        subtitle(
+            board,
+            columns,
+            "colour and number: accuracy (%)" + (" · right of the line: nothing is protected" if unprotected else ""),
+        ),
     )
     values = [t.accuracy for t in found]
     beyond = epsilons[-1] * (epsilons[-1] / epsilons[0] if len(epsilons) > 1 else 4.0) ** 0.45 * 1.5
@@ -167,11 +172,13 @@ def privacy_bits_accuracy(board: Board) -> Figure | None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(EngFormatter(places=0))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.axvline((epsilons[-1] * beyond) ** 0.5, color=GREY, lw=0.8, ls=(0, (3, 3)))
-        axes.set_xlim(epsilons[0] / 1.6, beyond * 1.6)
+        if unprotected:
+            axes.axvline((epsilons[-1] * beyond) ** 0.5, color=GREY, lw=0.8, ls=(0, (3, 3)))
+        axes.set_xlim(epsilons[0] / 1.6, (beyond if unprotected else epsilons[-1]) * 1.6)
         axes.margins(y=0.18)
-        axes.xaxis.set_major_locator(FixedLocator([*epsilons, beyond]))
-        axes.set_xticks([*epsilons, beyond], [*(f"{e:.3g}" for e in epsilons), "∞"])
+        ticks = {e: f"{e:.3g}" for e in epsilons} | ({beyond: "∞"} if unprotected else {})
+        axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+        axes.set_xticks(list(ticks), list(ticks.values()))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(_panel_title(panel))
     for axes in grid[-1]:
