@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from krossfuse.core.errors import ConfigError, check_positive
 from krossfuse.core.seeds import derived_generator
+from krossfuse.core.unit import normalised
 from krossfuse.federated.models.base import FlatModel
 
 
@@ -107,8 +107,8 @@ class UnitHead(LinearHead):
 
     def scores(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return the (n, classes) scores."""
-        return super().scores(parameters, functional.normalize(x, dim=-1))
+        return super().scores(parameters, normalised(x))
 
     def accumulate(self, parameters: Tensor, velocity: Tensor, x: Tensor, y: Tensor, momentum: float) -> None:
         """See :meth:`FlatModel.accumulate`."""
-        super().accumulate(parameters, velocity, functional.normalize(x, dim=-1), y, momentum)
+        super().accumulate(parameters, velocity, normalised(x), y, momentum)
