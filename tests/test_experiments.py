@@ -18,6 +18,7 @@ from krossfuse.results.runs import read_runs
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+FEDERATION = [f"probe.federated_probe.{option}" for option in ("label_sets=[class]", "clients=8", "rounds=2")]
 TOY = {
     # What makes an experiment small: one seed, one small dimension, one value where it sweeps many.
     "quickstart": ["fusion.dim=48", "seed=0"],
@@ -28,13 +29,8 @@ TOY = {
     "text": ["fusion.dim=48", "seed=0"],
     "alignment": ["fusion.dim=48", "seed=0"],
     "baselines": ["fusion.dim=24", "seed=0"],
-    "cepam": [
-        "fusion.dim=48",
-        "seed=0,1",
-        "probe.federated_probe.label_sets=[class]",
-        "probe.federated_probe.clients=8",
-        "probe.federated_probe.rounds=2",
-    ],
+    "cepam": ["fusion.dim=48", "seed=0,1", *FEDERATION],
+    "cepam_clients": ["fusion.dim=48", "seed=0", *FEDERATION],
 }
 Run = Callable[..., Path]
 

@@ -201,7 +201,7 @@ def _panels(found: Sequence[Training]) -> tuple[Figure, NDArray[Any], dict[tuple
     for one in found:
         panels.setdefault(one.panel, []).append(one)
     shown = dict(list(panels.items())[:MOST_PANELS])
-    n_rows, n_columns = grid_of(len(shown), 3)
+    n_rows, n_columns = grid_of(len(shown), 4 if len(shown) in (8, 12) else 3)
     figure = new_picture(max(6.4, 3.7 * n_columns + 0.6), 3.0 * n_rows + 0.9)
     return figure, figure.subplots(n_rows, n_columns, squeeze=False, sharey=True), shown
 
