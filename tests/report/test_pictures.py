@@ -311,6 +311,7 @@ def test_curves_of_federated_training(sweep: Any, draw: Any, name: str) -> None:
         for one in by_name.values():
             assert tuple(np.round(one.curves[name], 3)) in drawn
         assert set(drawn.values()) <= set(MECHANISM_COLOURS.values())
+        assert len({(line.get_color(), str(line._unscaled_dash_pattern)) for line in axes.lines}) == 4
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [name.removesuffix(", 30 clients") for name in FEDERATIONS]
 
@@ -329,6 +330,37 @@ def test_what_privacy_and_bits_buy(sweep: Any) -> None:
     assert points[3][0] > 8
     accuracy = board.rows[0].cells[board.columns[0].key]["mean"]
     assert {text.get_text() for text in first.texts} == {f"{100 * accuracy:.0f}"}
+
+
+def test_partitions_and_numbers_of_clients_have_panels_of_their_own(sweep: Any) -> None:
+    for clients, partition in ((30, "iid"), (1000, "resampled")):
+        words = f"{clients} clients" + (", resampled" if partition == "resampled" else "")
+        protocols = [
+            {
+                "federation": f"cepam, ε={epsilon}, {words}",
+                "mechanism": "cepam",
+                "clients": clients,
+                "partition": partition,
+                "epsilon": float(epsilon),
+                "total_bits": 100.0,
+                "history": {"round": [1, 2], "accuracy": [0.1, 0.01], "total_bits": [50.0, 100.0]},
+            }
+            for epsilon in (8, 2, 1)
+        ]
+        for seed in (0, 1):
+            protocols = [
+                {**p, "history": {**p["history"], "accuracy": [0.1, 0.01 + 0.02 * seed]}}  # type: ignore[dict-item]
+                for p in protocols
+            ]
+            sweep.run("cross_modal", {"group": 0.5}, seed=seed, dim=8, protocols=protocols)
+    board = board_of(sweep.folder)
+    assert {one.panel[2] for one in trainings(board)[0]} == {"30 clients", "1000 clients, resampled"}
+    assert {one.name for one in trainings(board)[0]} == {"cepam, ε=8", "cepam, ε=2", "cepam, ε=1"}
+    assert all(one.low.min() == 0 for one in trainings(board)[0])
+    figure = accuracy_against_bits(board)
+    assert figure is not None
+    for axes in figure.axes[:2]:
+        assert len({str(line._unscaled_dash_pattern) for line in axes.lines}) == 3
 
 
 @pytest.mark.parametrize("protected_only", [False, True])

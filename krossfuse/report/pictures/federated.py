@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -18,7 +18,7 @@ from krossfuse.report.pictures.style import COLOURS, GREY, MARKERS, drawable, gr
 from krossfuse.report.values import scale
 
 MOST_PANELS = 12
-DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)))
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 3, 2)), (0, (3, 4)))
 MECHANISM_COLOURS = {
     "none": GREY,
     "gaussian": COLOURS[0],
@@ -38,8 +38,8 @@ class Training:
     """One federation of one method: means over seeds of what its records say by round.
 
     Attributes:
-        panel: label set, modality, clients and method: what shares a panel.
-        name: of the federation, without the clients.
+        panel: label set, modality, clients with their partition, and method: what shares a panel.
+        name: of the federation, without the clients and the partition.
         mechanism: by name.
         epsilon: over all rounds; None where nothing is protected.
         total_bits: sent by all clients in all rounds.
@@ -89,8 +89,10 @@ def _training(row: Row, column: Column) -> Training | None:
     if len(each) > 1:
         width = stats.t.ppf(0.975, len(each) - 1) * each.std(0, ddof=1) / np.sqrt(len(each))
     first, measure = protocols[0], column.measure
-    clients = f"{first['clients']} clients" if first.get("clients") else ""
-    name = ", ".join(part for part in str(measure["federation"]).split(", ") if part != clients)
+    shared = [f"{first['clients']} clients" if first.get("clients") else "", str(first.get("partition", ""))]
+    words = str(measure["federation"]).split(", ")
+    name = ", ".join(word for word in words if word not in shared)
+    clients = ", ".join(word for word in shared if word in words)
     epsilons = [p.get("epsilon") for p in protocols]
     return Training(
         panel=(str(measure["label_set"]), str(measure["modality"]), clients, row.name),
@@ -100,8 +102,8 @@ def _training(row: Row, column: Column) -> Training | None:
         total_bits=float(np.mean([p["total_bits"] for p in protocols])),
         accuracy=float(row.cells[column.key]["mean"]) * scale(column.declared),
         curves={n: values.mean(0) for n, values in stacked.items()} | {"accuracy": each.mean(0)},
-        low=each.mean(0) - width,
-        high=each.mean(0) + width,
+        low=np.maximum(each.mean(0) - width, 0.0),
+        high=np.minimum(each.mean(0) + width, scale(column.declared)),
     )
 
 
@@ -132,6 +134,9 @@ def _curves(board: Board, name: str, label: str, title: str, *, log: bool) -> Fi
                 axes.fill_between(x, one.low, one.high, color=colour, alpha=0.10, lw=0)
         if log:
             axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            # Within a decade there may be no power of ten to label.
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
             axes.xaxis.set_major_formatter(EngFormatter(places=0))
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(_panel_title(panel))
