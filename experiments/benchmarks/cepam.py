@@ -9,6 +9,9 @@ second. Written, among others:
 * ``bits``: by s/σ and lattice, bits a coordinate of whole messages (header included, ``--coordinates`` of them), the
   information-theoretic ``floor`` I(X; X + Z), the ``gap`` above it, and ``theory``, the gap at high resolution;
 * ``simulation_ratio``: seconds of a loop of modules over clients over those of the batched simulation, by model.
+
+``--pictures FOLDER`` draws the rates beside their floor, and the quantiles of the error beside the law that it ought to
+have, of ours and of what the released code computes.
 """
 
 from __future__ import annotations
@@ -194,18 +197,53 @@ def rates(d: int) -> list[dict[str, Any]]:
     return rows
 
 
+def errors(d: int, sigma: float = 0.01) -> dict[str, Any]:
+    """Return, by name, (decoded − update)/σ of one update that is twice as large as the noise."""
+    update = (2 * sigma * np.random.default_rng(2).normal(size=d)).astype(np.float32)
+    mechanisms = {
+        "CEPAM, Z1": make_mechanism("cepam", sigma=sigma, lattice="Z1"),
+        "CEPAM, E8": make_mechanism("cepam", sigma=sigma, lattice="E8"),
+        "Gaussian noise, then SDQ": make_mechanism("gaussian_sdq", sigma=sigma),
+        "released, n = 1": make_mechanism("released", sigma=sigma),
+        "released, n = 2": make_mechanism("released", sigma=sigma, dim=2),
+        "SDQ": make_mechanism("sdq", step=sigma),
+    }
+    key = Key.from_seed(2)
+    return {name: (m.decode(m.encode(update, key), key) - update) / sigma for name, m in mechanisms.items()}
+
+
+def save_pictures(rows: list[dict[str, Any]], d: int, folder: Path) -> list[Path]:
+    """Draw the rates and the laws of the error into a folder, and return the files."""
+    import matplotlib as mpl
+
+    from krossfuse.report.pictures.mechanisms import error_laws, rate_against_ratio
+    from krossfuse.report.pictures.style import STYLE, settle
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        for name, figure in (("rate_against_ratio", rate_against_ratio(rows)), ("error_laws", error_laws(errors(d)))):
+            settle(figure)
+            figure.savefig(folder / f"{name}.png")
+            written.append(folder / f"{name}.png")
+    return written
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="file for the JSON")
     parser.add_argument("--coordinates", type=int, default=1 << 20)
     parser.add_argument("--loop-coordinates", type=int, default=3_000, help="that the published loop is timed on")
     parser.add_argument("--repeats", type=int, default=5, help="of each timing; the best counts")
+    parser.add_argument("--pictures", type=Path, help="folder for the pictures")
     args = parser.parse_args()
     torch.set_num_threads(1)
     out: dict[str, Any] = {"cores": os.cpu_count(), "numpy": np.__version__}
     out |= speeds(args.coordinates, args.loop_coordinates, args.repeats)
     out |= simulation(args.repeats)
     out["bits"] = rates(args.coordinates)
+    if args.pictures:
+        save_pictures(out["bits"], min(args.coordinates, 100_000), args.pictures)
     print(write_json(out, args.out))
 
 

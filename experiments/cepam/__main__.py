@@ -1,40 +1,34 @@
 """CEPAM on MNIST in the published protocol: ``python -m experiments.cepam --data ROOT --out FOLDER``.
 
-Every mechanism by model and seed, one JSON file a run in FOLDER/runs (a run that is there is not repeated, so that a
-study goes on where it was stopped), then FOLDER/table.md and FOLDER/claims.json. ``--data`` is the folder that
-``torchvision.datasets.MNIST`` reads. Runs are shared out over ``--jobs`` processes of one thread.
+The same study as ``krossfuse -m experiment=cepam_mnist data.root=ROOT``, whose runs it shares (``job.played``), with
+the table and the claims as files: FOLDER/runs has one JSON file a run (a run that is there is not repeated, so that a
+study goes on where it was stopped), then FOLDER/table.md and FOLDER/claims.json are written. ``--data`` is the folder
+that ``torchvision.datasets.MNIST`` reads. Runs are shared out over ``--jobs`` processes of one thread.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.common import write_json
-from experiments.cepam.protocol import MODELS, ROUNDS, VARIANTS, load, run_one
 from experiments.cepam.table import claims, table
 from krossfuse.core.files import write_whole
-from krossfuse.core.processes import end_with_parent
+from krossfuse.data.pixels import MNISTPixels
+from krossfuse.federated.mnist import MODELS, ROUNDS, VARIANTS, Study, line_about, play_all
 
 
 def study(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Play the runs that are missing, and return the records of all."""
-    folder = args.out / "runs"
-    wanted = [(m, v, s) for s in args.seeds for m in args.models for v in args.variants]
-    missing = [run for run in wanted if not (folder / "{}-{}-{}.json".format(*run)).exists()]
-    if missing:
-        load(args.data, 0, download=args.download)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=end_with_parent) as pool:
-        futures = [pool.submit(run_one, str(args.data), folder, *run, args.rounds) for run in missing]
-        for done in as_completed(futures):
-            print(done.result(), flush=True)
-    return [json.loads((folder / "{}-{}-{}.json".format(*run)).read_text()) for run in wanted]
+    chosen = Study(args.models, args.variants, args.seeds, args.rounds)
+    data = MNISTPixels(root=str(args.data), download=args.download)
+    records = []
+    for record in play_all(data, args.out / "runs", chosen, processes=args.jobs):
+        records.append(record)
+        print(line_about(record), flush=True)
+    return records
 
 
 def main(argv: list[str] | None = None) -> None:

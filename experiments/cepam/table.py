@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.cepam.protocol import CLIENTS, CLIP, DELTA, RELEASED_STEP, ROUNDS, SIGMA, VARIANTS
+from krossfuse.federated.mnist import CLIENTS, CLIP, DELTA, RELEASED_STEP, ROUNDS, SIGMA, VARIANTS
 from krossfuse.privacy import Accountant
 
 TAIL = 4

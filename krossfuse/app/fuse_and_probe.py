@@ -407,7 +407,7 @@ def probe_all(job: Job, turns: Sequence[Fused], folds: Sequence[Fold], session: 
             fusion=job.fusion,
             dim=method.out_dim,
             described=merged([turn.module.method.describe() for turn in turns]),
-            deterministic=method.deterministic,
+            deterministic=method.deterministic and not result.seeded,
             probe=name,
             result=result,
             seconds=time.perf_counter() - start,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,6 +78,15 @@ class TrainerFactory:
                 return Trainer(**every)
         except Exception as error:  # Lightning's own MisconfigurationException is a plain Exception
             raise ConfigError(f"trainer={self.options}: {error}") from error
+
+    def log_curve(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Log (step, values by name) of a training without a Trainer to the run's tracker, if there is one."""
+        logger = self._logger() if self._logger else False
+        if not logger:
+            return
+        for step, values in points:
+            logger.log_metrics(dict(values), step=step)
+        logger.save()
 
     @property
     def device(self) -> torch.device:

@@ -3,9 +3,9 @@
 from krossfuse.federated.budget import with_budget
 from krossfuse.federated.federation import Federation, Result, Settings
 from krossfuse.federated.local import LocalTraining
-from krossfuse.federated.models import MLP, FlatModel, LinearHead, ModuleModel, SmallCNN
+from krossfuse.federated.models import MLP, FlatModel, LinearHead, ModuleModel, SmallCNN, UnitHead
 from krossfuse.federated.participation import ClientSampling, Dropouts, Transport
-from krossfuse.federated.partition import partition
+from krossfuse.federated.partition import Partition, partition
 from krossfuse.federated.server import SERVERS, ServerOptimiser, make_server
 
 __all__ = [
@@ -18,11 +18,13 @@ __all__ = [
     "LinearHead",
     "LocalTraining",
     "ModuleModel",
+    "Partition",
     "Result",
     "ServerOptimiser",
     "Settings",
     "SmallCNN",
     "Transport",
+    "UnitHead",
     "make_server",
     "partition",
     "with_budget",

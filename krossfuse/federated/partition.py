@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +14,76 @@ from krossfuse.core.seeds import derive_seed
 
 Rows = NDArray[np.int64]
 PARTITIONS = ("iid", "dirichlet", "by_class", "resampled")
+_OPTIONS = {
+    "iid": ("records_per_client",),
+    "dirichlet": ("alpha",),
+    "by_class": ("classes_per_client",),
+    "resampled": ("records_per_client",),
+}
 _REDRAWS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """How records are shared out, without the records: :func:`partition`'s options.
+
+    Attributes:
+        kind: of :data:`PARTITIONS`.
+        alpha: of ``dirichlet``; None is .5.
+        classes_per_client: of ``by_class``; None is 2.
+        records_per_client: of ``iid`` and ``resampled``.
+
+    Raises:
+        ConfigError: an unknown kind, an impossible number, or an option that the kind does not have.
+    """
+
+    kind: str = "iid"
+    alpha: float | None = None
+    classes_per_client: int | None = None
+    records_per_client: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("partition.kind", self.kind, PARTITIONS)
+        for name, value in self.options.items():
+            if name not in _OPTIONS[self.kind]:
+                raise ConfigError(
+                    f"partition.{name}={value!r}: partition.kind={self.kind!r} has no such option; it has "
+                    f"{list(_OPTIONS[self.kind])}"
+                )
+            check_positive(f"partition.{name}", value, integer=name != "alpha")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are set."""
+        names = ("alpha", "classes_per_client", "records_per_client")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def check(self, records: int, clients: int) -> None:
+        """Check, before anything is drawn, that there are records for all clients.
+
+        Raises:
+            DataError: there are not.
+        """
+        if records == 0:
+            raise DataError("there are no records to share out")
+        each = self.records_per_client
+        if self.kind == "resampled":
+            if each is not None and each > records:
+                raise DataError(f"records_per_client={each} of {records} records: a client draws without replacement")
+            return
+        if clients > records:
+            raise DataError(
+                f"{clients} clients for {records} records: somebody would have none; fewer clients, or "
+                "partition='resampled'"
+            )
+        if each is not None and each * clients > records:
+            raise DataError(
+                f"{clients} clients with {each} records each need {each * clients} records; there are {records}"
+            )
+
+    def __call__(self, labels: ArrayLike, clients: int, *, seed: int = 0) -> list[Rows]:
+        """Return the rows of every client: see :func:`partition`."""
+        return partition(labels, clients, kind=self.kind, seed=seed, **self.options)
 
 
 def partition(
@@ -50,20 +121,15 @@ def partition(
     check_positive("clients", clients, integer=True)
     targets = np.asarray(labels)
     n = len(targets)
-    if n == 0:
-        raise DataError("there are no records to share out")
     if records_per_client is not None:
         check_positive("records_per_client", records_per_client, integer=True)
+    Partition(kind=kind, records_per_client=records_per_client if kind in ("iid", "resampled") else None).check(
+        n, clients
+    )
     rng = np.random.Generator(np.random.Philox(derive_seed(seed, "partition", kind)))
     if kind == "resampled":
         size = records_per_client or max(1, n // clients)
-        if size > n:
-            raise DataError(f"records_per_client={size} of {n} records: a client draws without replacement")
         return [np.sort(rng.choice(n, size, replace=False)) for _ in range(clients)]
-    if clients > n:
-        raise DataError(
-            f"{clients} clients for {n} records: somebody would have none; fewer clients, or partition='resampled'"
-        )
     if kind == "iid":
         return _iid(rng, n, clients, records_per_client)
     if targets.ndim != 1:
@@ -78,8 +144,6 @@ def partition(
 
 
 def _iid(rng: np.random.Generator, n: int, clients: int, most: int | None) -> list[Rows]:
-    if most is not None and most * clients > n:
-        raise DataError(f"{clients} clients with {most} records each need {most * clients} records; there are {n}")
     rows = rng.permutation(n)
     return [np.sort(part[:most]) for part in np.array_split(rows, clients)]
 

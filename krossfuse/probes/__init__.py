@@ -10,6 +10,7 @@ _HOME = {
     "Agreement": "agreement",
     "Clustering": "clustering",
     "EmbeddingSpace": "space",
+    "FederatedProbe": "federated_probe",
     "FewShot": "few_shot",
     "FewShotSubset": "subsets",
     "KNN": "knn",

@@ -55,12 +55,14 @@ class ProbeResult:
         protocol: what they share.
         heads: the fitted heads by name; may be none.
         drawn: what the probe drew by seed (few-shot subsets), JSON-able; written to the run folder where there is any.
+        seeded: whether another seed gives other measurements of the same embedding.
     """
 
     measurements: list[Measurement]
     protocol: Mapping[str, Any]
     heads: Mapping[str, nn.Module] = field(default_factory=dict)
     drawn: Mapping[str, Any] = field(default_factory=dict)
+    seeded: bool = False
 
 
 class Probe(ABC):

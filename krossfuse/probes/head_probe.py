@@ -54,7 +54,12 @@ class HeadProbe(Probe):
 
     Args:
         scope: what is probed; multilabel sets suit.
+
+    Attributes:
+        seeded: whether another seed gives other measurements of the same embedding.
     """
+
+    seeded: bool = False
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
@@ -64,6 +69,10 @@ class HeadProbe(Probe):
         self, space: EmbeddingSpace, modality: Modality, names: list[str], seed: int
     ) -> dict[str, tuple[LinearHead, dict[str, Any]]]:
         """Return by label set the head and the protocol of its fit."""
+
+    def _measured_of_fit(self, name: str, modality: Modality, protocol: dict[str, Any]) -> list[Measurement]:
+        """Return what is measured of a fit itself, whatever the split."""
+        return []
 
     @abstractmethod
     def _protocol(self) -> dict[str, Any]:
@@ -91,7 +100,8 @@ class HeadProbe(Probe):
                 heads[f"{name}/{modality}"] = head
                 for split in self.scope.splits_with(space, modality, name):
                     measurements += measurements_of_head(space, name, Part(split, modality), head, protocol)
-        return ProbeResult(measurements, self._protocol(), heads)
+                measurements += self._measured_of_fit(name, modality, protocol)
+        return ProbeResult(measurements, self._protocol(), heads, seeded=self.seeded)
 
 
 class GridProbe(HeadProbe):

@@ -78,6 +78,7 @@ def pool(results: Sequence[ProbeResult], folds: Sequence[Fold]) -> ProbeResult:
         {**merged([result.protocol for result in results]), "folds": len(folds)},
         {f"{name}/fold {i}": head for i, result in enumerate(results, 1) for name, head in result.heads.items()},
         {f"fold {i}": result.drawn for i, result in enumerate(results, 1) if result.drawn},
+        seeded=any(result.seeded for result in results),
     )
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from krossfuse.core.errors import DataError
-
-_LEAST_NORM = 1e-12
+from krossfuse.core.unit import LEAST_NORM
+from krossfuse.core.unit import normalised as normalised
 
 
 def finite_rows(block: Tensor, what: object, *, rows: Tensor | None = None) -> Tensor:
@@ -27,23 +27,6 @@ def finite_rows(block: Tensor, what: object, *, rows: Tensor | None = None) -> T
     return block
 
 
-def normalised(x: Tensor) -> Tensor:
-    """Return (..., dim) rows scaled to Euclidean norm 1, also where their squares leave the range of the dtype.
-
-    Rows of zeros stay zero. Equal to ``torch.nn.functional.normalize`` for norms of 1e-12 ... 1e19.
-
-    >>> [[round(v, 3) for v in row] for row in normalised(torch.tensor([[3e30, 4e30], [3e-30, 4e-30]])).tolist()]
-    [[0.6, 0.8], [0.6, 0.8]]
-    """
-    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    unit = x / norms.clamp_min(_LEAST_NORM)
-    extreme = ((norms < _LEAST_NORM) | torch.isinf(norms)).squeeze(-1)
-    if bool(extreme.any()):
-        scaled = x[extreme] / x[extreme].abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        unit[extreme] = torch.nn.functional.normalize(scaled, dim=-1)
-    return unit
-
-
 def unit_rows(
     block: Tensor, what: object, *, dtype: torch.dtype | None = torch.float64, rows: Tensor | None = None
 ) -> Tensor:
@@ -55,7 +38,7 @@ def unit_rows(
     block = finite_rows(block, what, rows=rows)
     block = block if dtype is None else block.to(dtype)
     norms: Tensor = torch.linalg.vector_norm(block, dim=1, keepdim=True)
-    if bool(((norms < _LEAST_NORM) | torch.isinf(norms)).any()):
+    if bool(((norms < LEAST_NORM) | torch.isinf(norms)).any()):
         zero = (block == 0).all(dim=1).nonzero()
         if len(zero):
             raise DataError(

@@ -27,8 +27,11 @@ from krossfuse.results.runs import Run
 METHOD = ("data", "pair", "fusion", "dim", "method", "variant")
 """Columns that together say which method was measured on what; ``method`` is the digest without the probe's options."""
 
-CONDITIONS = ("split", "prompt_set", "shots", "form", "k", "temperature", "space")
+CONDITIONS = ("split", "prompt_set", "shots", "form", "k", "temperature", "space", "federation")
 """Keys of a protocol that say what was measured; the others (a selected C, n of items) say how it went."""
+
+OUTCOMES = frozenset({"statement", "history"})
+"""Keys of a protocol that describe what came of it at length, and so tell no two measurements apart."""
 
 SUBSET = "subset_seed"
 """Key of a protocol that says which few-shot subset was drawn."""
@@ -107,7 +110,7 @@ def _tell_options_apart(table: pd.DataFrame) -> None:
 
 def _differences(protocols: Sequence[Mapping[str, Any]]) -> list[str]:
     """Name what tells some protocols apart: names alone where they do, since numbers mostly say how it went."""
-    keys = sorted(set().union(*protocols))
+    keys = sorted(set().union(*protocols) - OUTCOMES)
     differing = [k for k in keys if len({json.dumps(p.get(k), sort_keys=True, default=str) for p in protocols}) > 1]
     names = [k for k in differing if all(isinstance(p.get(k, ""), str) for p in protocols)]
     if len({tuple(p.get(k, "") for k in names) for p in protocols}) == len(protocols):

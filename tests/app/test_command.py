@@ -16,12 +16,15 @@ from krossfuse.core.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("job", "data", "store", "pair", "fusion", "fusion/kernel", "fusion/sketch", "probe", "trainer", "logger")
+GROUPS += ("federated/mechanism", "federated/server")
 CASES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 NEEDS: dict[str, list[str]] = {
     # What an option cannot do without: a path, or a method that takes it.
     "data=image_folder": ["data.root=images"],
     "data=embeddings": ["data.path=features.npz"],
     "data=mnist": ["data.root=mnist"],
+    "data=mnist_pixels": ["data.root=mnist", "job=federated_mnist"],
+    "job=federated_mnist": ["data.root=mnist", "data=mnist_pixels"],
     "data=senteval": ["data.root=text", "pair=openmoji_text"],
     "data=text_files": ["data.root=texts", "data.files={all: all.txt}", "pair=openmoji_text"],
     "store=fsspec": ["store.url=memory://features"],
@@ -42,7 +45,8 @@ def composed(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize(("group", "option"), CASES, ids=lambda value: str(value))
 def test_every_option_of_every_group_builds(group: str, option: str) -> None:
     choice = f"{group}=[{option}]" if group == "probe" else f"{group}={option}"
-    app.check(composed(choice, *NEEDS.get(choice, [])))
+    probe = ["probe=[federated_probe]"] if group.startswith("federated/") else []
+    app.check(composed(choice, *NEEDS.get(choice, []), *probe))
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,15 @@ import torch
 
 from experiments.benchmarks import cepam as benchmark
 from experiments.cepam.__main__ import main
-from experiments.cepam.protocol import VARIANTS, Digits, load, make_model, play
 from experiments.cepam.table import claims, difference, interval, table
-from krossfuse.core.errors import DataError
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.data.pixels import Digits, MNISTPixels
+from krossfuse.federated.mnist import VARIANTS, make_model, play
 
 
 @pytest.fixture(scope="module")
 def digits(shared) -> Digits:
-    return load(shared / "data" / "mnist", 0)
+    return MNISTPixels(root=str(shared / "data" / "mnist")).load(0)
 
 
 def test_the_data_are_the_papers(digits):
@@ -29,8 +30,12 @@ def test_the_data_are_the_papers(digits):
 
 
 def test_no_data_is_said(tmp_path):
-    with pytest.raises(DataError, match="--download fetches it"):
-        load(tmp_path, 0)
+    with pytest.raises(DataError, match="data.download=true"):
+        MNISTPixels(root=str(tmp_path)).check()
+    with pytest.raises(ConfigError, match="data.root is not set"):
+        MNISTPixels(root=None)
+    with pytest.raises(ConfigError, match="download='yes'"):
+        MNISTPixels(root=str(tmp_path), download="yes")
 
 
 @pytest.mark.slow
@@ -55,7 +60,9 @@ def test_a_study_is_written_and_not_repeated(shared, tmp_path, capsys):
     assert "| cepam | 2 |" in (tmp_path / "table.md").read_text()
     assert json.loads((tmp_path / "claims.json").read_text())["mlp"]["float32_over_cepam"] > 20
     main(arguments)
-    assert "mlp-cepam-0:" not in capsys.readouterr().out
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    main(arguments)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
 
 
 def fake(variant, seed, accuracy, bits=32.0):
@@ -100,3 +107,9 @@ def test_the_floor_of_laplace_noise():
     assert benchmark.floor_bits(0.02, "laplace") == pytest.approx(4 * benchmark.floor_bits(0.01, "laplace"), rel=0.05)
     assert benchmark.theory("E8") == pytest.approx(0.363, abs=1e-3)
     assert benchmark.theory("Z1", "laplace") == pytest.approx(0.833, abs=1e-3)
+
+
+def test_the_benchmarks_pictures(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "RATIOS", (0.3, 10.0))
+    written = benchmark.save_pictures(benchmark.rates(10_000), 10_000, tmp_path)
+    assert [path.stat().st_size > 10_000 for path in written] == [True, True]

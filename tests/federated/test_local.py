@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from krossfuse.core.errors import ConfigError
-from krossfuse.federated import MLP, LinearHead, LocalTraining, ModuleModel, SmallCNN, partition
+from krossfuse.federated import MLP, LinearHead, LocalTraining, ModuleModel, SmallCNN, UnitHead, partition
 
 N = 240
 X = torch.randn(N, 784, generator=torch.Generator().manual_seed(0))
@@ -114,6 +114,20 @@ def test_scores_and_evaluation():
     assert out["loss"] == pytest.approx(float(nn.functional.cross_entropy(module(X), Y).detach()), rel=1e-5)
     many = LinearHead(784, 10, multilabel=True)
     assert many.evaluate(many.initial(0), X, MANY)["accuracy"] == pytest.approx(1 - float(MANY.double().mean()))
+
+
+def test_a_unit_head_is_a_linear_head_on_rows_of_norm_one():
+    g = torch.Generator().manual_seed(0)
+    x, y = 100 * torch.randn(40, 6, generator=g), torch.arange(40) % 3
+    unit = x / x.norm(dim=1, keepdim=True)
+    parts, local = partition(y, 4), LocalTraining(steps=3, batch_size=5, lr=0.5, momentum=0.3)
+    start = torch.randn(21, generator=g)
+    one, other = (
+        local.updates(model, start, inputs, y, parts, range(4), seed=0, round=0)
+        for model, inputs in ((UnitHead(6, 3), x), (LinearHead(6, 3), unit))
+    )
+    assert torch.allclose(one, other, atol=1e-6)
+    assert torch.allclose(UnitHead(6, 3).scores(start, x), LinearHead(6, 3).scores(start, unit), atol=1e-6)
 
 
 def test_draws():

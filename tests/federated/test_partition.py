@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krossfuse.core.errors import ConfigError, DataError
-from krossfuse.federated import partition
+from krossfuse.federated import Partition, partition
 from krossfuse.federated.partition import check_parts
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
@@ -88,3 +88,50 @@ def test_bad_inputs():
         check_parts([np.array([3])], 3)
     with pytest.raises(DataError, match="no clients"):
         check_parts([], 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "iid", "records_per_client": 12},
+        {"kind": "dirichlet", "alpha": 0.3},
+        {"kind": "by_class", "classes_per_client": 3},
+        {"kind": "resampled", "records_per_client": 40},
+        {"kind": "resampled"},
+    ],
+)
+def test_options_alone_share_out_as_the_function_does(options):
+    chosen = Partition(**options)
+    chosen.check(len(LABELS), 20)
+    for one, other in zip(chosen(LABELS, 20, seed=4), partition(LABELS, 20, seed=4, **options), strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "idd"}, "did you mean 'iid'"),
+        ({"kind": "iid", "alpha": 0.5}, r"partition.alpha=0.5: partition.kind='iid' has no such option"),
+        ({"kind": "dirichlet", "alpha": 0.0}, "partition.alpha=0.0 must be a positive"),
+        ({"kind": "by_class", "classes_per_client": 1.5}, "must be a positive integer"),
+        ({"kind": "resampled", "records_per_client": -1}, "must be a positive integer"),
+    ],
+)
+def test_options_that_cannot_be(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Partition(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "records", "clients", "message"),
+    [
+        ({}, 0, 1, "no records"),
+        ({}, 9, 10, "10 clients for 9 records"),
+        ({"records_per_client": 2}, 19, 10, "need 20 records; there are 19"),
+        ({"kind": "resampled", "records_per_client": 20}, 19, 10, "records_per_client=20 of 19"),
+    ],
+)
+def test_too_few_records_are_seen_before_any_are_drawn(options, records, clients, message):
+    with pytest.raises(DataError, match=message):
+        Partition(**options).check(records, clients)
+    Partition(**options).check(20, 10)

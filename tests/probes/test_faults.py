@@ -46,6 +46,8 @@ def every_probe() -> list[Probe]:
     return [
         probes.Agreement(),
         probes.Clustering(methods=["kmeans", "spectral", "kernel_kmeans"], n_seeds=1),
+        probes.FederatedProbe(clients=6, epsilon=8.0, rounds=2),
+        probes.FederatedProbe(clients=6, sigma=1.0, rounds=2, normalise=False),
         probes.FewShot(shots=[2], n_seeds=1),
         probes.FewShot(shots=[2], n_seeds=1, normalise=False, classifier="ridge"),
         probes.KNN(ks=[1, 3]),

@@ -14,17 +14,22 @@ from matplotlib.figure import Figure
 
 from krossfuse.report.boards import Board, boards
 from krossfuse.report.pictures import (
+    accuracy_against_bits,
     accuracy_against_dimension,
+    accuracy_against_round,
     clustering_bars,
     few_shot_curves,
     kernel_heat_maps,
     linear_against_zero_shot,
+    privacy_bits_accuracy,
     save_pictures,
     similarity_distributions,
     tsne,
     umap,
 )
+from krossfuse.report.pictures.federated import MECHANISM_COLOURS, trainings
 from krossfuse.report.pictures.labels import spread
+from krossfuse.report.pictures.mechanisms import error_laws, rate_against_ratio
 from krossfuse.report.pictures.projections import _distances
 from krossfuse.report.pictures.snapshots import Shot
 from krossfuse.report.pictures.style import STYLE, families, settle
@@ -241,3 +246,162 @@ def test_few_items_in_a_snapshot_draw_what_they_can(quickstart: Path, rows: int,
     runs = read_runs(quickstart)
     written = save_pictures(boards(aggregate(runs)[0]), runs, tmp_path, kinds=["kernels", "similarities"])
     assert {path.stem for path in written} == (set() if rows == 1 else {"kernels", "similarities"})
+
+
+FEDERATIONS = {
+    "none, 30 clients": (None, 3.0e7),
+    "gaussian, ε=8, 30 clients": (7.99, 3.0e7),
+    "cepam, ε=8, 30 clients": (7.99, 2.0e5),
+    "cepam, ε=1, 30 clients": (0.999, 1.0e5),
+}
+
+
+def federated(sweep: Any, *, seeds: int = 3, protected_only: bool = False) -> Board:
+    """Return a board of two methods under four federations, with a rise of 10 points in each of three rounds."""
+    for fusion, dim in (("cross_modal", 8), ("rp_krossfuse", 24)):
+        for seed in range(seeds):
+            protocols = [
+                {
+                    "federation": name,
+                    "mechanism": name.split(",")[0],
+                    "clients": 30,
+                    "epsilon": epsilon,
+                    "total_bits": bits,
+                    "statement": f"statement {seed} {name}",
+                    "history": {
+                        "round": [1, 2, 3],
+                        "accuracy": [0.3 + 0.01 * seed, 0.4 + 0.01 * seed, 0.5 + 0.01 * seed],
+                        "total_bits": [bits / 3, 2 * bits / 3, bits],
+                    },
+                }
+                for name, (epsilon, bits) in FEDERATIONS.items()
+                if epsilon is not None or not protected_only
+            ]
+            sweep.run(fusion, {"group": 0.5 + 0.01 * seed}, seed=seed, dim=dim, protocols=protocols)
+    return board_of(sweep.folder)
+
+
+def test_federations_are_columns_of_their_own_and_their_curves_are_means_over_seeds(sweep: Any) -> None:
+    board = federated(sweep)
+    assert [column.measure["federation"] for column in board.columns] == list(FEDERATIONS)
+    assert all("statement" not in column.title and "history" not in column.title for column in board.columns)
+    found, columns = trainings(board)
+    assert (len(found), len(columns)) == (8, 4)
+    assert {one.name for one in found} == {name.removesuffix(", 30 clients") for name in FEDERATIONS}
+    assert {one.panel[2] for one in found} == {"30 clients"}
+    for one in found:
+        assert one.curves["accuracy"] == pytest.approx([31.0, 41.0, 51.0])
+        # The half width of three values a percent apart, by Student's t with two degrees of freedom.
+        assert (one.high - one.low) / 2 == pytest.approx(np.full(3, 4.3027 / np.sqrt(3)), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("draw", "name"), [(accuracy_against_round, "round"), (accuracy_against_bits, "total_bits")])
+def test_curves_of_federated_training(sweep: Any, draw: Any, name: str) -> None:
+    board = federated(sweep)
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = draw(board)
+        settle(figure)
+    panels = [axes for axes in figure.axes if axes.lines]
+    assert len(panels) == 2
+    by_name = {one.name: one for one in trainings(board)[0]}
+    for axes in panels:
+        assert len(axes.lines) == len(axes.collections) == 4
+        drawn = {tuple(np.round(np.ravel(line.get_xdata()), 3)): line.get_color() for line in axes.lines}
+        for one in by_name.values():
+            assert tuple(np.round(one.curves[name], 3)) in drawn
+        assert set(drawn.values()) <= set(MECHANISM_COLOURS.values())
+        assert len({(line.get_color(), str(line._unscaled_dash_pattern)) for line in axes.lines}) == 4
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [name.removesuffix(", 30 clients") for name in FEDERATIONS]
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_privacy_and_bits_buy(sweep: Any) -> None:
+    board = federated(sweep)
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = privacy_bits_accuracy(board)
+        assert figure is not None
+        settle(figure)
+    first = figure.axes[0]
+    points = sorted(tuple(np.ravel(c.get_offsets())) for c in first.collections)
+    assert [p[1] for p in points] == pytest.approx([1.0e5, 2.0e5, 3.0e7, 3.0e7])
+    assert [round(float(x), 2) for x, _ in points[:3]] == [1.0, 7.99, 7.99]
+    assert points[3][0] > 8
+    accuracy = board.rows[0].cells[board.columns[0].key]["mean"]
+    assert {text.get_text() for text in first.texts} == {f"{100 * accuracy:.0f}"}
+
+
+def test_partitions_and_numbers_of_clients_have_panels_of_their_own(sweep: Any) -> None:
+    for clients, partition in ((30, "iid"), (1000, "resampled")):
+        words = f"{clients} clients" + (", resampled" if partition == "resampled" else "")
+        protocols = [
+            {
+                "federation": f"cepam, ε={epsilon}, {words}",
+                "mechanism": "cepam",
+                "clients": clients,
+                "partition": partition,
+                "epsilon": float(epsilon),
+                "total_bits": 100.0,
+                "history": {"round": [1, 2], "accuracy": [0.1, 0.01], "total_bits": [50.0, 100.0]},
+            }
+            for epsilon in (8, 2, 1)
+        ]
+        for seed in (0, 1):
+            protocols = [
+                {**p, "history": {**p["history"], "accuracy": [0.1, 0.01 + 0.02 * seed]}}  # type: ignore[dict-item]
+                for p in protocols
+            ]
+            sweep.run("cross_modal", {"group": 0.5}, seed=seed, dim=8, protocols=protocols)
+    board = board_of(sweep.folder)
+    assert {one.panel[2] for one in trainings(board)[0]} == {"30 clients", "1000 clients, resampled"}
+    assert {one.name for one in trainings(board)[0]} == {"cepam, ε=8", "cepam, ε=2", "cepam, ε=1"}
+    assert all(one.low.min() == 0 for one in trainings(board)[0])
+    figure = accuracy_against_bits(board)
+    assert figure is not None
+    for axes in figure.axes[:2]:
+        assert len({str(line._unscaled_dash_pattern) for line in axes.lines}) == 3
+
+
+@pytest.mark.parametrize("protected_only", [False, True])
+def test_there_is_an_infinite_epsilon_only_where_something_is_unprotected(sweep: Any, protected_only: bool) -> None:
+    figure = privacy_bits_accuracy(federated(sweep, seeds=1, protected_only=protected_only))
+    assert figure is not None
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert ticks == ["0.999", "7.99", *([] if protected_only else ["∞"])]
+
+
+def test_without_a_federation_there_is_no_picture(quickstart: Path) -> None:
+    for draw in (accuracy_against_round, accuracy_against_bits, privacy_bits_accuracy):
+        assert draw(board_of(quickstart)) is None
+
+
+def test_a_single_seed_has_no_band(sweep: Any) -> None:
+    figure = accuracy_against_round(federated(sweep, seeds=1))
+    assert figure is not None
+    assert not figure.axes[0].collections
+
+
+@pytest.mark.filterwarnings("error")
+def test_rates_and_error_laws(tmp_path: Path) -> None:
+    rows = [
+        {"lattice": name, "s_over_sigma": ratio, "floor": ratio, "bits": ratio + gap}
+        for name, gap in (("Z1", 0.5), ("E8", 0.36), ("Z1 laplace", 0.8))
+        for ratio in (0.1, 1.0, 10.0)
+    ]
+    normal = np.random.default_rng(0).normal(size=20_000)
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = rate_against_ratio(rows)
+        settle(figure)
+        left, right = figure.axes
+        assert list(left.lines[0].get_ydata()) == [0.1, 1.0, 10.0]
+        assert list(right.lines[1].get_ydata()) == pytest.approx([0.36] * 3)
+        laws = error_laws({"sound": normal, "too wide": 1.2 * normal, "laplace": np.sign(normal) * normal**2})
+        settle(laws)
+        laws.savefig(tmp_path / "laws.png")
+    colours = [axes.lines[1].get_color() for axes in laws.axes[:3]]
+    assert colours[0] != colours[1] == colours[2]
+    expected, drawn = (np.ravel(v) for v in (laws.axes[0].lines[1].get_xdata(), laws.axes[0].lines[1].get_ydata()))
+    assert np.corrcoef(expected, drawn)[0, 1] > 0.999
+    slope = np.polyfit(*(np.ravel(v) for v in laws.axes[1].lines[1].get_data()), 1)[0]
+    assert slope == pytest.approx(1.2, rel=0.02)

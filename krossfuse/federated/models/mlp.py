@@ -11,6 +11,7 @@ from torch import Tensor
 
 from krossfuse.core.errors import ConfigError, check_positive
 from krossfuse.core.seeds import derived_generator
+from krossfuse.core.unit import normalised
 from krossfuse.federated.models.base import FlatModel
 
 
@@ -99,3 +100,15 @@ class LinearHead(MLP):
 
     def __init__(self, dim: int, classes: int, *, multilabel: bool = False) -> None:
         super().__init__((dim, classes), multilabel=multilabel)
+
+
+class UnitHead(LinearHead):
+    """A linear classifier on embeddings scaled to norm 1, each by itself: no statistic of anybody's data is needed."""
+
+    def scores(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Return the (n, classes) scores."""
+        return super().scores(parameters, normalised(x))
+
+    def accumulate(self, parameters: Tensor, velocity: Tensor, x: Tensor, y: Tensor, momentum: float) -> None:
+        """See :meth:`FlatModel.accumulate`."""
+        super().accumulate(parameters, velocity, normalised(x), y, momentum)

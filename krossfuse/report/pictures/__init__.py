@@ -18,6 +18,7 @@ from krossfuse.core.errors import check_choice
 from krossfuse.report.boards import Board
 from krossfuse.report.pictures.clustering import clustering_bars
 from krossfuse.report.pictures.dimension import accuracy_against_dimension
+from krossfuse.report.pictures.federated import accuracy_against_bits, accuracy_against_round, privacy_bits_accuracy
 from krossfuse.report.pictures.few_shot import few_shot_curves
 from krossfuse.report.pictures.kernels import kernel_heat_maps
 from krossfuse.report.pictures.projections import tsne, umap
@@ -32,6 +33,9 @@ BOARD_PICTURES: Mapping[str, Callable[[Board], Figure | None]] = {
     "accuracy_against_dimension": accuracy_against_dimension,
     "few_shot": few_shot_curves,
     "clustering": clustering_bars,
+    "accuracy_against_round": accuracy_against_round,
+    "accuracy_against_bits": accuracy_against_bits,
+    "privacy_bits_accuracy": privacy_bits_accuracy,
 }
 SNAPSHOT_PICTURES: Mapping[str, Callable[[Board, Sequence[Shot]], Figure | None]] = {
     "kernels": kernel_heat_maps,

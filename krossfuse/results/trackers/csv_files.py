@@ -23,11 +23,13 @@ class CsvTracker(Tracker):
 
     def __init__(self) -> None:
         self._folder: Path | None = None
+        self._lightning: Logger | None = None
 
     def start(self, folder: Path, *, name: str, group: str = "", job_type: str = "", tags: Sequence[str] = ()) -> None:
         """Make the folder ``tracker`` in the run folder."""
         self._folder = folder / "tracker"
         self._folder.mkdir(exist_ok=True)
+        self._lightning = None
         (self._folder / "metrics.csv").write_text("key,value\n", encoding="utf-8")
         self._append([("name", name), ("group", group), ("job_type", job_type), ("tags", " ".join(tags))])
 
@@ -67,7 +69,10 @@ class CsvTracker(Tracker):
         """Return Lightning's CSVLogger, writing into ``tracker/lightning``."""
         from pytorch_lightning.loggers import CSVLogger
 
-        return CSVLogger(self._open(), name="lightning", version="")
+        folder = self._open()
+        if self._lightning is None:  # a second one would delete what the first has written
+            self._lightning = CSVLogger(folder, name="lightning", version="")
+        return self._lightning
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

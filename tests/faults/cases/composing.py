@@ -399,4 +399,17 @@ LOGGER = [
     ),
 ]  # fmt: skip
 
-CASES = [*TYPOS, *LINE, *VALUES, *FOLDERS, *SWEEPS, *TRAINER, *LOGGER]
+STUDY = ("job=federated_mnist", "data=mnist_pixels", "data.root=.", "logger=none")
+FEDERATED = [
+    Case(id="study-without-a-root", room=APP, run=[*STUDY[:2], "logger=none"], words=["data.root is not set", "data.root=PATH"]),
+    Case(id="study-without-mnist", room=APP, run=STUDY, words=["data.root", "no MNIST", "MNIST/raw", "data.download=true"]),
+    Case(id="study-on-other-data", room=APP, run=["job=federated_mnist", "logger=none"], words=["OpenMoji", "MNISTPixels"]),
+    Case(id="study-model", room=APP, run=[*STUDY, "job.models=[mpl]"], words=["job", "'mpl'", "did you mean 'mlp'"]),
+    Case(id="study-variant", room=APP, run=[*STUDY, "job.variants=[cepan]"], words=["'cepan'", "did you mean 'cepam'"]),
+    Case(id="study-no-variants", room=APP, run=[*STUDY, "job.variants=[]"], words=["variants=[]", "not empty"]),
+    Case(id="study-rounds", room=APP, run=[*STUDY, "job.rounds=0"], words=["rounds=0", "positive integer"]),
+    Case(id="study-seeds", room=APP, run=[*STUDY, "job.seeds=-1"], words=["seeds=-1", "positive integer"]),
+    Case(id="study-processes", room=APP, run=[*STUDY, "job.processes=0"], words=["processes=0", "positive integer"]),
+]  # fmt: skip
+
+CASES = [*FEDERATED, *TYPOS, *LINE, *VALUES, *FOLDERS, *SWEEPS, *TRAINER, *LOGGER]
