@@ -70,6 +70,8 @@ def pld_epsilon(rounds: Mapping[Round, int], delta: float) -> float:
         directions = ("replace",)
     elif any(r.relation == "replace" for r in others):
         raise ConfigError("sampled rounds of two relations (zero_out and replace) cannot be composed in one account")
+    if upper == 0:
+        return 0.0  # nothing is left to bound, and a grid as fine as nothing would have no end
     return min(upper, max(_composed_epsilon(others, delta, step, direction, upper) for direction in directions))
 
 

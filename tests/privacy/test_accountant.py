@@ -142,6 +142,14 @@ def test_rdp_is_never_below_pld_nor_above_the_closed_form(z, rounds, rate, delta
             assert by_rdp <= accountant.upper_bound(delta) * (1 + 1e-3)
 
 
+def test_rounds_that_spend_nothing_at_this_delta() -> None:
+    accountant = Accountant("client")
+    accountant.step(noise_std=8.0, clip=1.0, rate=0.01, rounds=72, law="laplace")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrivacyWarning)
+        assert accountant.epsilon(0.01, method="rdp") == accountant.epsilon(0.01) == 0
+
+
 @settings(max_examples=15, deadline=None)
 @given(z=st.floats(0.6, 5), rate=st.sampled_from([1.0, 0.2]), law=st.sampled_from(["gaussian", "laplace"]))
 def test_epsilon_is_monotone(z, rate, law):
