@@ -1,12 +1,12 @@
 """Trained baselines: GATE, ATTN and COMM (arXiv 2506.08645, section 5), fitted with labels through a linear head.
 
-What is combined is the paper's (the relation, and where ours departs from it, stands in each class); the recipe is
-ours, the same for all three and all of it in their YAML. Unit features in, centred on the training samples and scaled
-to unit length again; the fused vector, of unit length, through a linear head; cross-entropy, AdamW with a cosine
-schedule. Training starts at what needs no labels, the principal components of the parents' concatenation (COMM: the
-concatenation), with the layers that turn away from it at zero: from random weights, few steps leave a baseline below
-its parents. With ``val_fraction`` a random part of the training samples is held out first, to learn after how many
-epochs training on all of them is to stop.
+What is combined follows the works that each class names, where it also says how ours departs from them; it was not
+compared with anyone's code. The recipe is ours, the same for all three and all of it in their YAML. Unit features in,
+centred on the training samples and scaled to unit length again; the fused vector, of unit length, through a linear
+head; cross-entropy, AdamW with a cosine schedule. Training starts at what needs no labels, the principal components of
+the parents' concatenation (COMM: the concatenation), with the layers that turn away from it at zero: from random
+weights, few steps leave a baseline below its parents. With ``val_fraction`` a random part of the training samples is
+held out first, to learn after how many epochs training on all of them is to stop.
 
 They know no other modality than the one that they were trained on: GATE and ATTN have no text side.
 """

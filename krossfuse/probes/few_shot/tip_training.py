@@ -1,8 +1,9 @@
 """Tip-Adapter-F: the keys of the cache are trained; apart, because importing Lightning takes seconds.
 
-As the paper says: keys start at the shots, values and texts stay, cross-entropy on the shots, AdamW with learning rate
-1e-3 (ε = 1e-4), a cosine schedule, 20 epochs in batches of 256, with α = 1 and β = 5.5; then α and β are chosen as for
-Tip-Adapter. Departures: the shots are fixed features, not augmented anew, and the last epoch is kept.
+As the paper has it (ε as in its released code): keys start at the shots, values and texts stay, cross-entropy on the
+shots, AdamW with learning rate 1e-3 (ε = 1e-4), a cosine schedule, 20 epochs in batches of 256, with α = 1 and β = 5.5;
+then α and β are chosen as for Tip-Adapter. Departures: the shots are fixed features, not augmented anew, and the last
+epoch is kept.
 """
 
 from __future__ import annotations
