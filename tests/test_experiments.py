@@ -32,6 +32,7 @@ TOY = {
     "alignment": ["fusion.dim=48", "seed=0"],
     "baselines": ["fusion.dim=24", "seed=0"],
     "propagation": ["fusion.dim=48"],
+    "defaults": ["fusion.dim=24", "seed=0", "probe.few_shot.shots=[1]", "probe.clustering.n_seeds=2"],
     "cepam": ["fusion.dim=48", "seed=0,1", *FEDERATION],
     "cepam_clients": ["fusion.dim=48", "seed=0", *FEDERATION],
 }

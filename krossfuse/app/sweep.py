@@ -42,6 +42,24 @@ NEEDS = "_needs_"
 """The key of a grid under which stands what it needs."""
 
 
+def what_can_run(grids: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the grids whose needs are met, without that key, and those that are left out.
+
+    Raises:
+        ConfigError: none is left.
+
+    >>> what_can_run([{"fusion": "cca"}, {"_needs_": None, "data": "mnist"}, {"_needs_": "a/folder", "seed": "0,1"}])
+    ([{'fusion': 'cca'}, {'seed': '0,1'}], [{'data': 'mnist'}])
+    """
+    kept: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
+    for grid in grids:
+        (kept if grid.get(NEEDS, True) else left_out).append({k: v for k, v in grid.items() if k != NEEDS})
+    if not kept:
+        raise ConfigError("hydra.sweeper.grids: every grid needs something that is not there; its file says what")
+    return kept, left_out
+
+
 class GridSweep:
     """Sweep the union of several grids; what ``hydra_plugins.krossfuse_sweeper`` puts before Hydra's own sweeper.
 
@@ -76,11 +94,7 @@ class GridSweep:
                 "[{fusion: cross_modal}, {fusion: rp_krossfuse, seed: '0,1,2'}]"
             )
         super().__init__(max_batch_size, dict(params or {}))  # type: ignore[call-arg]
-        self.grids = [dict(grid) for grid in grids or []] or [{}]
-        self.left_out = [grid for grid in self.grids if NEEDS in grid and not grid[NEEDS]]
-        self.grids = [{k: v for k, v in g.items() if k != NEEDS} for g in self.grids if g not in self.left_out]
-        if not self.grids:
-            raise ConfigError("hydra.sweeper.grids: every grid needs something that is not there; README says what")
+        self.grids, self.left_out = what_can_run(grids or [{}])
 
     def jobs(self, arguments: list[str]) -> list[list[str]]:
         """Return the overrides of every job, without repeats, in the order of the grids."""

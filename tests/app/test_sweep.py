@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hydra_plugins.krossfuse_sweeper import BasicSweeper, GridSweeper
+from hydra_plugins.krossfuse_sweeper import BasicSweeper
+from krossfuse.app.sweep import what_can_run
 from krossfuse.core.errors import ConfigError
 
 
@@ -31,8 +32,6 @@ def test_the_private_sweeper_still_has_what_ours_calls() -> None:
 
 def test_a_grid_whose_data_are_missing_is_left_out() -> None:
     grids = [{"fusion": "cross_modal"}, {"_needs_": None, "data": "mnist"}, {"_needs_": "here", "seed": "0,1"}]
-    sweep = GridSweeper(grids=grids)
-    assert sweep.grids == [{"fusion": "cross_modal"}, {"seed": "0,1"}]
-    assert sweep.left_out == [{"_needs_": None, "data": "mnist"}]
+    assert what_can_run(grids) == ([{"fusion": "cross_modal"}, {"seed": "0,1"}], [{"data": "mnist"}])
     with pytest.raises(ConfigError, match="every grid needs something"):
-        GridSweeper(grids=[{"_needs_": None, "data": "mnist"}])
+        what_can_run(grids[1:2])
