@@ -57,23 +57,27 @@ def contests(boards: Sequence[Board]) -> list[Contest]:
 
 
 def contest_table(boards: Sequence[Board]) -> pd.DataFrame:
-    """Return the contests as a table: one row a rival."""
+    """Return the contests as a table, one row a rival; empty unless two data sets or more have the baseline."""
+    if len([board for board in boards if board.baseline]) < 2:
+        return pd.DataFrame()
     rows = [(c.rival, c.wins, c.draws, c.losses) for c in contests(boards)]
     return pd.DataFrame(rows, columns=["against", "wins", "no difference shown", "losses"])
 
 
+def contest_title(boards: Sequence[Board]) -> str:
+    """Return what the contests are of."""
+    with_baseline = [board for board in boards if board.baseline]
+    label = with_baseline[0].baseline.label if with_baseline and with_baseline[0].baseline else ""
+    return f"{label} against the others on {len(with_baseline)} data sets (95 %, paired, Holm)"
+
+
 def lost_table(boards: Sequence[Board]) -> pd.DataFrame:
     """Return what the baseline lost: one row a measurement, with the rival's lead and its interval, largest first."""
-    rows = [
-        {
-            "data": data,
-            "measurement": column.name,
-            "against": contest.rival,
-            "lead": comparison.difference,
-            "low": comparison.low,
-            "high": comparison.high,
-        }
-        for contest in contests(boards)
-        for data, column, comparison in contest.lost
-    ]
-    return pd.DataFrame(rows).sort_values("lead", ascending=False) if rows else pd.DataFrame()
+    lost = [(data, column, contest.rival, c) for contest in contests(boards) for data, column, c in contest.lost]
+    lost.sort(key=lambda one: -abs(one[3].difference))
+    rows = []
+    for data, column, rival, comparison in lost:
+        scale = 100 if column.declared.percent else 1
+        lead, low, high = (scale * value for value in (comparison.difference, comparison.low, comparison.high))
+        rows.append((data, column.name, rival, f"{lead:+.1f} ({low:+.1f} to {high:+.1f})"))
+    return pd.DataFrame(rows, columns=["data", "measurement", "better", "by"])

@@ -29,6 +29,7 @@ def html_page(
     notes: Sequence[str],
     pictures: Sequence[Path],
     further: Sequence[Sequence[Board]] = (),
+    frames: Sequence[tuple[str, pd.DataFrame]] = (),
 ) -> str:
     """Return the page as text; the pictures (PNG files) are in it.
 
@@ -40,6 +41,7 @@ def html_page(
         notes: warnings.
         pictures: PNG files.
         further: of each board, the same compared with other baselines.
+        frames: tables over all boards, by title.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -62,6 +64,7 @@ def html_page(
             }
             for board, others in zip(made, further or [()] * len(made), strict=True)
         ],
+        frames=[{"title": title, **_frame(frame)} for title, frame in frames],
         few_shot=_frame(few_shot_table(made)),
         paper=_frame(paper),
         source=SOURCE,

@@ -14,6 +14,7 @@ from rich.text import Text
 from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.core.files import write_whole
 from krossfuse.report.boards import Board, boards
+from krossfuse.report.contests import contest_table, contest_title, lost_table
 from krossfuse.report.differences import differences
 from krossfuse.report.few_shot import few_shot_table
 from krossfuse.report.files import comparison_table, long_table, markdown_differences, markdown_frame, markdown_table
@@ -42,9 +43,9 @@ def report(
 ) -> list[Path]:
     """Rebuild the tables and pictures of a run or sweep folder from what is recorded in it.
 
-    Files: ``results.csv`` (every aggregated measurement), ``results.md``, ``few_shot.csv``, ``paper.csv`` and
-    ``comparisons.csv`` where there is something for them, the pictures, and ``report.html``, one page with all of it
-    that needs nothing else.
+    Files: ``results.csv`` (every aggregated measurement), ``results.md``, ``few_shot.csv``, ``paper.csv``,
+    ``contests.csv`` (wins and losses of the baseline over several data sets) and ``comparisons.csv`` where there is
+    something for them, the pictures, and ``report.html``, one page with all of it that needs nothing else.
 
     Args:
         folder: of a run or a sweep.
@@ -90,7 +91,9 @@ def report(
             if "png" not in formats:
                 drawn = save_pictures(made, runs, scratch, kinds=pictures)
             page = target / "report.html"
-            write_whole(page, html_page(Path(folder), runs, made, paper, notes, drawn, further).encode())
+            write_whole(
+                page, html_page(Path(folder), runs, made, paper, notes, drawn, further, _contests(made)).encode()
+            )
         written.append(page)
     return written
 
@@ -120,6 +123,15 @@ def _compared(
     return made, [list(others) for others in zip(*by_name[1:], strict=True)] or [[] for _ in made]
 
 
+def _contests(made: Sequence[Board]) -> list[tuple[str, pd.DataFrame]]:
+    """Return, by title, the wins and losses of the baseline over several data sets, where there are several."""
+    wins = contest_table(made)
+    if wins.empty:
+        return []
+    lost = lost_table(made)
+    return [(contest_title(made), wins), *([("Where another is better", lost)] if len(lost) else [])]
+
+
 def _states(runs: Iterable[Run]) -> str:
     return "; ".join(f"{run.name} {run.state}" + (f" ({run.error})" if run.error else "") for run in runs)
 
@@ -132,6 +144,8 @@ def _print(
     console: Console,
 ) -> None:
     print_boards(made, console, further)
+    for title, frame in _contests(made):
+        print_frame(frame, title, console)
     if len(paper):
         print_frame(paper, f"Paper ({SOURCE}) beside measured", console)
     for note in notes:
@@ -146,7 +160,7 @@ def _write_tables(
     formats: Sequence[str],
 ) -> list[Path]:
     few = few_shot_table(made)
-    frames = {"results": long_table(made), "few_shot": few, "paper": paper}
+    frames = {"results": long_table(made), "few_shot": few, "paper": paper, "contests": contest_table(made)}
     if any(further):
         frames["comparisons"] = comparison_table([*made, *(other for others in further for other in others)])
     written = []
@@ -160,6 +174,7 @@ def _write_tables(
         for board, others in zip(made, further, strict=True):
             parts.append(markdown_table(board))
             parts += [markdown_differences(t) for other in others if (t := differences(other)) is not None]
+        parts += [f"### {title}\n\n{markdown_frame(frame)}\n" for title, frame in _contests(made)]
         if len(few):
             parts.append(f"### Few-shot accuracy\n\n{markdown_frame(few)}\n")
         if len(paper):

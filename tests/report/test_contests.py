@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from krossfuse.report.boards import boards
-from krossfuse.report.contests import contest_table, contests, lost_table
+from krossfuse.report.contests import contest_table, contest_title, contests, lost_table
+from krossfuse.report.page import report
 from krossfuse.results.aggregate import aggregate
 from krossfuse.results.records import Record
 from krossfuse.results.runs import read_runs
@@ -41,9 +42,21 @@ def test_verdicts_are_counted_rival_by_rival(tmp_path: Path) -> None:
         "losses": [1, 0],
     }
     (lost,) = lost_table(made).to_dict("records")
-    assert (lost["data"], lost["against"]) == ("two", "rival")
-    assert lost["low"] < lost["lead"] < lost["high"]
-    assert round(lost["lead"], 9) == 0.225
+    assert (lost["data"], lost["better"]) == ("two", "rival")
+    assert lost["by"].startswith("+22.5 (+1")
+    assert "preset against the others on 2 data sets" in contest_title(made)
+    report(tmp_path, baseline="preset", formats=("md", "html", "csv"), pictures=())
+    for name in ("results.md", "report.html"):
+        text = (tmp_path / "report" / name).read_text()
+        assert "against the others on 2 data sets" in text
+        assert "+22.5 (+1" in text
+    assert (tmp_path / "report" / "contests.csv").is_file()
+
+
+def test_one_data_set_is_no_contest(tmp_path: Path) -> None:
+    measured(tmp_path, "one", "preset", 300)
+    measured(tmp_path, "one", "rival", 200)
+    assert contest_table(boards(aggregate(read_runs(tmp_path))[0], "preset")).empty
 
 
 def test_without_losses_there_is_nothing_to_list(tmp_path: Path) -> None:
