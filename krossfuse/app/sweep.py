@@ -120,9 +120,8 @@ class GridSweep:
         assert self.launcher is not None
         assert self.hydra_context is not None
         jobs = self.jobs(arguments)
-        for grid in self.left_out:
-            what = ", ".join(f"{key}={value}" for key, value in grid.items() if key.startswith(("data", "pair")))
-            log.info("left out, for want of its data (the experiment's file says how to name them): %s", what)
+        for keys in dict.fromkeys(", ".join(f"{k}={v}" for k, v in g.items() if k == "data") for g in self.left_out):
+            log.info("left out, for want of what it needs (the experiment's file says how to name it): %s", keys)
         if not jobs:
             raise ConfigError(f"this sweep has no job: a key of {' '.join(arguments)} has no values")
         load = self.hydra_context.config_loader.load_sweep_config

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
-from krossfuse.core.errors import ConfigError, DataError, check_choice
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import (
@@ -39,6 +40,7 @@ class TorchvisionDataset(BaseDataModule):
         val_fraction: share of train that is the validation split, stratified.
         split_seed: of that draw (not the run's seed).
         folds: refused unless None: the test split is official. (So that a study of folds says so here.)
+        limit: at most so many items a split, the first of each class in turn; None = all.
         name: of the dataset, in results; None = ``dataset`` in lower case.
         **loader: ``batch_size`` and ``num_workers``, see the base.
 
@@ -57,6 +59,7 @@ class TorchvisionDataset(BaseDataModule):
         val_fraction: float = 0.1,
         split_seed: int = 0,
         folds: int | None = None,
+        limit: int | None = None,
         name: str | None = None,
         **loader: Any,
     ) -> None:
@@ -69,6 +72,9 @@ class TorchvisionDataset(BaseDataModule):
         self.val_fraction = val_fraction
         check_fractions({VAL: val_fraction})
         self.split_seed = check_split_seed(split_seed)
+        if limit is not None:
+            check_positive("data.limit", limit, integer=True)
+        self.limit = limit
         self.dataset_name = str(name or dataset.lower())
         if check_folds(folds) is not None:
             raise official_splits(folds, repr(self.dataset_name), "")
@@ -114,18 +120,35 @@ class TorchvisionDataset(BaseDataModule):
         targets = {train: torch.as_tensor(data.targets, dtype=torch.int64) for train, data in official.items()}
         rows = stratified_split(targets[True], {VAL: self.val_fraction}, seed=self.split_seed)
         rows[TEST] = torch.arange(len(targets[False]))
+        if self.limit is not None:
+            rows = {split: of[_first_of_each(targets[split != TEST][of], self.limit)] for split, of in rows.items()}
         labels = {split: targets[split != TEST][rows[split]] for split in SPLITS}
         fingerprint = {
             "source": f"torchvision/{self.dataset}",
             "sha256": {name: _sha256(official[train].data) for name, train in ((TRAIN, True), (TEST, False))},
             "splits": {VAL: f"{self.val_fraction} of train, stratified, seed {self.split_seed}", TEST: "official"},
         }
+        if self.limit is not None:
+            fingerprint["limit"] = self.limit
         info = DatasetInfo(
             self.dataset_name,
             fingerprint,
             {"class": LabelSet(tuple(names), labels, make_prompt_sets(self.prompts, names))},
         )
         return info, {Part(s, "image"): _Images(official[s != TEST], rows[s].tolist()) for s in SPLITS}
+
+
+def _first_of_each(labels: Tensor, limit: int) -> Tensor:
+    """Return at most ``limit`` rows, ascending: the first of each class, then the second of each, ...
+
+    >>> _first_of_each(torch.tensor([0, 0, 0, 1, 0, 1]), 3).tolist()
+    [0, 1, 3]
+    """
+    rank = torch.empty_like(labels)
+    for label in labels.unique():
+        own = (labels == label).nonzero().flatten()
+        rank[own] = torch.arange(len(own))
+    return rank.argsort(stable=True)[:limit].sort().values
 
 
 class _Images(Sequence[Image]):

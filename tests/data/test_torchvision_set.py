@@ -44,6 +44,18 @@ def test_splits_images_and_names(mnist):
     assert TorchvisionDataset(dataset="MNIST", root=str(mnist)).info.label_sets["class"].classes[0] == "0 - zero"
 
 
+def test_a_limit_takes_the_first_of_each_class(mnist):
+    whole = TorchvisionDataset(dataset="MNIST", root=str(mnist))
+    few = TorchvisionDataset(dataset="MNIST", root=str(mnist), limit=13)
+    for split, size in zip(SPLITS, (13, 10, 13), strict=True):
+        labels = few.info.label_sets["class"].labels[split]
+        assert len(labels) == len(few.items(Part(split, "image"))) == size
+        assert set(labels.bincount(minlength=10).tolist()) <= {1, 2}
+    assert few.info.fingerprint == {**whole.info.fingerprint, "limit": 13}
+    with pytest.raises(ConfigError, match=r"data\.limit=0"):
+        TorchvisionDataset(dataset="MNIST", root=str(mnist), limit=0)
+
+
 def test_fingerprint_sees_the_pixels(mnist):
     before = TorchvisionDataset(dataset="MNIST", root=str(mnist)).info.fingerprint
     file = mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
