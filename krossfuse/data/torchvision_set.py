@@ -123,7 +123,7 @@ class TorchvisionDataset(BaseDataModule):
         if self.limit is not None:
             rows = {split: of[_first_of_each(targets[split != TEST][of], self.limit)] for split, of in rows.items()}
         labels = {split: targets[split != TEST][rows[split]] for split in SPLITS}
-        fingerprint = {
+        fingerprint: dict[str, Any] = {
             "source": f"torchvision/{self.dataset}",
             "sha256": {name: _sha256(official[train].data) for name, train in ((TRAIN, True), (TEST, False))},
             "splits": {VAL: f"{self.val_fraction} of train, stratified, seed {self.split_seed}", TEST: "official"},
@@ -145,7 +145,7 @@ def _first_of_each(labels: Tensor, limit: int) -> Tensor:
     [0, 1, 3]
     """
     rank = torch.empty_like(labels)
-    for label in labels.unique():
+    for label in torch.unique(labels):
         own = (labels == label).nonzero().flatten()
         rank[own] = torch.arange(len(own))
     return rank.argsort(stable=True)[:limit].sort().values
