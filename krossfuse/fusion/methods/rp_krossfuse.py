@@ -357,7 +357,7 @@ def check_expert_weight(value: float | str, alignment: AlignmentFactory, C_rule:
     if value == 0:
         if C_rule == "variance":
             raise ConfigError("C='variance' weighs the expert's own kernel, and expert_weight=0 leaves it out; set "
-                              "expert_weight above 0 (2.0 is the preset's), or C=auto")  # fmt: skip
+                              "expert_weight above 0 (4.0 is the preset's), or C=auto")  # fmt: skip
         return 0.0
     check_range("expert_weight", value, *C_BOUNDS, "float32 holds the kernels of no more")
     cls = getattr(alignment, "func", alignment)  # of a partial
