@@ -63,8 +63,8 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     options = dict(plain["trainer"])
     if options.get("precision") == "auto":
         options["precision"] = "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
-    with tracker.run(folder, plain, name=f"pretrain-seed{cfg.seed}", group="pretrain"):
-        make = TrainerFactory(options, logger=tracker.lightning_logger)
+    with tracker.run(folder, plain, name=f"pretrain-seed{cfg.seed}", group="pretrain") as tracked:
+        make = TrainerFactory(options, logger=tracked.lightning_logger)
         trainer = make(
             log=True, max_epochs=cfg.epochs, default_root_dir=folder, enable_progress_bar=True, log_every_n_steps=1
         )

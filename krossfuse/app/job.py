@@ -38,13 +38,13 @@ def run(cfg: DictConfig, folder: Path, *, choices: Mapping[str, str], with_repor
     tracker: Tracker = make(plain["logger"], "logger", Tracker)  # type: ignore[type-abstract]
     label = kind.label(built)
     group = group_name(plain["name"], folder if with_report else folder.parent)
-    with tracker.run(folder, plain, name=label, group=group, job_type="run", tags=kind.tags(built)):
+    with tracker.run(folder, plain, name=label, group=group, job_type="run", tags=kind.tags(built)) as tracked:
         with RunWriter(folder) as writer:
             writer.write_config(plain)
-            trainers = TrainerFactory(plain["trainer"], logger=tracker.lightning_logger)
-            kind.run(built, Session(label, folder, writer, tracker, trainers))
+            trainers = TrainerFactory(plain["trainer"], logger=tracked.lightning_logger)
+            kind.run(built, Session(label, folder, writer, tracked, trainers))
         if with_report and writer.records:  # a kind of job may measure nothing
-            log_report(tracker, report(folder))
+            log_report(tracked, report(folder))
 
 
 def log_report(tracker: Tracker, written: list[Path]) -> None:

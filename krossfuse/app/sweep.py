@@ -168,5 +168,5 @@ def report_sweep(cfg: DictConfig, folder: Path) -> None:
     written = report(folder)
     about = {"name": cfg.name, "overrides": list(cfg.hydra.overrides.task)}
     group = group_name(str(cfg.name), folder)
-    with tracker.run(folder, about, name=f"{group} report", group=group, job_type="report", tags=["report"]):
-        log_report(tracker, written)
+    with tracker.run(folder, about, name=f"{group} report", group=group, job_type="report", tags=["report"]) as tracked:
+        log_report(tracked, written)

@@ -3,7 +3,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import signal
 import struct
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from krossfuse.core.errors import ConfigError
 from krossfuse.results.records import Record
 from krossfuse.results.runs import read_run
 from krossfuse.results.trackers import CsvTracker, NoTracker, Tracker, WandbTracker, metric_key
+from krossfuse.results.trackers.base import GuardedTracker
 
 RECORD = Record("openmoji", "pair", "rp_krossfuse", 64, "few_shot", "accuracy", "image", 3, 0.625, label_set="group")
 SHOT = {"shots": 4, "form": "I+T", "subset_seed": 1, "split": "test"}
@@ -129,6 +133,58 @@ def test_wandb_closes_a_failed_job_with_exit_code_1_and_the_next_starts_afresh(t
     assert [r.exit.exit_code for r in second if r.HasField("exit")] == [0]
     ids = [next(r.run.run_id for r in records if r.HasField("run")) for records in (first, second)]
     assert ids[0] != ids[1]
+
+
+def kill_wandb_service() -> None:
+    """Kill the one process that writes the runs of this one."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"], capture_output=True, text=True, check=True
+    )
+    for process in found.stdout.split():
+        os.kill(int(process), signal.SIGKILL)
+
+
+def test_a_job_outlives_the_wandb_service_and_the_next_run_gets_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = WandbTracker()
+    with tracker.run(tmp_path / "0", {}, name="0") as run:
+        run.log_records([RECORD])
+        kill_wandb_service()
+        for _ in range(20):  # the loss is noticed when something is sent, at the latest a moment later
+            run.log_table("t", pd.DataFrame({"a": [1]}))
+            time.sleep(0.05)
+        run.log_pictures([picture(tmp_path)])
+        reached = True
+    assert reached
+    said = [r.getMessage() for r in caplog.records if "WandbTracker failed" in r.getMessage()]
+    assert len(said) == 1
+    assert "the run folder holds everything" in said[0]
+    with tracker.run(tmp_path / "1", {}, name="1") as run:
+        run.log_records([RECORD])
+    (end,) = [r.exit.exit_code for r in wandb_records(tmp_path / "1") if r.HasField("exit")]
+    assert end == 0
+
+
+def test_a_failed_job_keeps_its_own_error_when_the_tracker_fails_too(tmp_path: Path) -> None:
+    class Broken(NoTracker):
+        def finish(self, exit_code: int = 0) -> None:
+            raise ConnectionResetError("lost")
+
+    with pytest.raises(RuntimeError, match="boom"), Broken().run(tmp_path, {}, name="x"):
+        raise RuntimeError("boom")
+
+
+def test_training_goes_on_when_its_logger_fails(tmp_path: Path) -> None:
+    with WandbTracker().run(tmp_path, {}, name="job") as run:
+        logger = run.lightning_logger()
+        assert logger
+        kill_wandb_service()
+        for step in range(20):
+            logger.log_metrics({"loss": 1.0}, step=step)
+            time.sleep(0.05)
+    assert isinstance(run, GuardedTracker)
+    assert isinstance(run.failed, OSError)
 
 
 def test_wandb_disabled_writes_nothing(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,10 @@ from krossfuse.results.records import Record
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
+
+log = logging.getLogger(__name__)
+
+OF_A_LIGHTNING_LOGGER = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize")
 
 
 def metric_key(record: Record) -> str:
@@ -47,6 +52,8 @@ class Tracker(ABC):
     ) -> Iterator[Tracker]:
         """Open a tracked run and close it at the end, with exit code 1 if the block raises (or is interrupted).
 
+        A tracker that fails once it has started is said and left out; what the block gets is guarded against it.
+
         Args:
             folder: the run folder; whatever the tracker writes lies below it.
             config: the resolved configuration.
@@ -60,14 +67,15 @@ class Tracker(ABC):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.start(folder, name=name, group=group, job_type=job_type, tags=tags)
+        guarded = GuardedTracker(self)
+        guarded.start(folder, name=name, group=group, job_type=job_type, tags=tags)
         try:
-            self.log_config(config)
-            yield self
+            guarded.log_config(config)
+            yield guarded
         except BaseException:
-            self.finish(1)
+            guarded.finish(1)
             raise
-        self.finish(0)
+        guarded.finish(0)
 
     @abstractmethod
     def start(self, folder: Path, *, name: str, group: str = "", job_type: str = "", tags: Sequence[str] = ()) -> None:
@@ -96,3 +104,82 @@ class Tracker(ABC):
     def lightning_logger(self) -> Logger | Literal[False]:
         """Return a Lightning logger that writes into the open run, for a ``Trainer``; False where there is none."""
         return False
+
+
+class GuardedTracker(Tracker):
+    """Passes everything on to another tracker until that one fails; says so once, and is silent from then on.
+
+    The run folder holds every figure, so a job outlives what is only a copy of them.
+
+    What a tracker cannot start with is an error of the configuration and is raised; once it runs, a service that dies,
+    a connection that is lost or a full disk ends the tracking, never the job.
+
+    Args:
+        inner: the tracker that is guarded.
+    """
+
+    def __init__(self, inner: Tracker) -> None:
+        self.inner = inner
+        self.failed: Exception | None = None
+
+    def _attempt(self, what: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if self.failed is not None:
+            return None
+        try:
+            return call(*args, **options)
+        except Exception as error:
+            self.failed = error
+            log.warning(
+                "%s failed at %s (%s: %s): nothing more of this run is tracked there; the run folder holds everything",
+                type(self.inner).__name__,
+                what,
+                type(error).__name__,
+                error,
+            )
+            return None
+
+    def start(self, folder: Path, *, name: str, group: str = "", job_type: str = "", tags: Sequence[str] = ()) -> None:
+        """Open a run.
+
+        Raises:
+            ConfigError: the guarded tracker cannot start.
+        """
+        self.failed = None
+        self.inner.start(folder, name=name, group=group, job_type=job_type, tags=tags)
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Log the resolved configuration."""
+        self._attempt("the configuration", self.inner.log_config, config)
+
+    def log_records(self, records: Iterable[Record]) -> None:
+        """Log measurements."""
+        self._attempt("measurements", self.inner.log_records, records)
+
+    def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """Log a table under a name."""
+        self._attempt(f"the table {name}", self.inner.log_table, name, table)
+
+    def log_pictures(self, paths: Iterable[str | Path]) -> None:
+        """Log pictures."""
+        self._attempt("pictures", self.inner.log_pictures, paths)
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Close the run; one that failed is closed too, as far as it lets itself be closed."""
+        if self.failed is None:
+            self._attempt("its end", self.inner.finish, exit_code)
+            return
+        try:
+            self.inner.finish(exit_code)
+        except Exception as error:  # its failure has been said
+            log.debug("%s: %s", type(self.inner).__name__, error)
+
+    def lightning_logger(self) -> Logger | Literal[False]:
+        """Return a Lightning logger that writes into the open run, guarded likewise; False where there is none."""
+        logger: Logger | Literal[False] = self._attempt("a Lightning logger", self.inner.lightning_logger) or False
+        if logger:
+            for name in OF_A_LIGHTNING_LOGGER:
+                setattr(logger, name, self._guarded(name, getattr(logger, name)))
+        return logger
+
+    def _guarded(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: self._attempt(name, call, *args, **options)

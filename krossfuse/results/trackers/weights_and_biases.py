@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,20 +72,29 @@ class WandbTracker(Tracker):
             # A quarter of a second a job; the versions that matter are in every record.
             x_save_requirements=False,
         )
+        options: dict[str, Any] = {
+            "mode": self.mode,
+            "dir": str(folder),
+            "project": self.project,
+            "entity": self.entity,
+            "group": self.group or group or None,
+            "name": self.name or name,
+            "job_type": job_type or None,
+            "tags": list(dict.fromkeys([*self.tags, *tags])),
+            "settings": settings,
+            "reinit": "create_new",
+        }
         try:
-            self._run = wandb.init(
-                mode=self.mode,  # type: ignore[arg-type]
-                dir=str(folder),
-                project=self.project,
-                entity=self.entity,
-                group=self.group or group or None,
-                name=self.name or name,
-                job_type=job_type or None,
-                tags=list(dict.fromkeys([*self.tags, *tags])),
-                settings=settings,
-                reinit="create_new",
-            )
-        except wandb.errors.Error as error:
+            try:
+                self._run = wandb.init(**options)
+            except wandb.errors.Error:
+                raise
+            except Exception:
+                # All runs of a process share one service, which may have died in an earlier run: start another.
+                with suppress(Exception):
+                    wandb.teardown()
+                self._run = wandb.init(**options)
+        except (wandb.errors.Error, OSError) as error:
             raise ConfigError(
                 f"Weights & Biases did not start with logger.mode={self.mode}: {error}"
                 " (logger.mode=offline needs no account; logger=csv and logger=none need no W&B)"
