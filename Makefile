@@ -4,11 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 LOWEST := .venv-lowest
+EXTRAS := .venv-extras
 OUT    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-faults test-lowest lint format pretrain bench-extraction bench-fusion bench-probes bench-cepam wheel lock clean
+.PHONY: help setup run test test-all test-faults test-lowest test-extras lint format pretrain bench-extraction bench-fusion bench-probes bench-cepam wheel lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -51,6 +52,17 @@ $(LOWEST)/.ready: pyproject.toml Makefile
 test-lowest: $(LOWEST)/.ready ## The same tests with the lowest versions that pyproject.toml admits, in .venv-lowest
 	$(LOWEST)/bin/python -m pytest -n 2 -m "not slow and not network and not faults" $(ARGS)
 
+$(EXTRAS)/.ready: pyproject.toml requirements-extras.lock
+	test -x $(EXTRAS)/bin/python || $(PYTHON) -m venv $(EXTRAS)
+	$(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(EXTRAS)/bin/uv pip install --quiet --compile-bytecode --python $(EXTRAS)/bin/python -r requirements-extras.lock
+	$(EXTRAS)/bin/uv pip install --quiet --python $(EXTRAS)/bin/python --no-deps -e .
+	@touch $@
+
+test-extras: $(EXTRAS)/.ready ## The tests of what needs an optional package, with all of these, in .venv-extras
+	$(EXTRAS)/bin/python -m pytest -n 2 -m "not slow and not network and not faults" tests/results/test_optional_trackers.py \
+	  tests/probes/test_graph.py tests/probes/test_label_free.py $(ARGS)
+
 lint: $(READY) ## ruff (lint and format), mypy --strict, and the rooms: which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -79,12 +91,15 @@ bench-cepam: $(READY) ## CEPAM's quantiser, messages and simulation against the 
 wheel: $(READY) ## Build dist/krossfuse-*.whl, configuration included
 	$(BIN)/python -m build --wheel --no-isolation
 
-lock: ## Resolve requirements.lock anew (pins only)
+PINS := --quiet --universal --python-version 3.11 --group dev --upgrade --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+
+lock: ## Resolve the lock files anew (pins only)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --group dev --upgrade \
-	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml $(PINS) --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml $(PINS) --constraint requirements.lock --output-file requirements-extras.lock \
+	  --extra faiss --extra mlflow --extra tensorboard
 
 clean: ## Remove the virtual environment, run folders, caches and build output (the feature store stays)
-	rm -rf $(VENV) $(LOWEST) runs bench build dist wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(EXTRAS) runs bench build dist wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

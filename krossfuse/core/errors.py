@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Iterable
 
@@ -70,3 +71,22 @@ def check_range(name: str, value: object, low: float, high: float, why: str) -> 
     check_positive(name, value)
     if not low <= value <= high:  # type: ignore[operator]
         raise ConfigError(f"{name}={value!r} must be a number from {low:g} to {high:g}: {why}")
+
+
+def require(package: str, what: str, *, extra: str, instead: str = "") -> None:
+    """Check that an optional package is installed; nothing is imported.
+
+    Args:
+        package: its name, as imported.
+        what: what needs it, as the user says it.
+        extra: of krossfuse, that brings it.
+        instead: what needs it not.
+
+    Raises:
+        ConfigError: it is not installed; the message names the extra.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"{what} needs the package {package}, which is not installed: pip install 'krossfuse[{extra}]'"
+            f"{instead and f' ({instead} needs nothing more)'}"
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,13 +10,9 @@ import torch
 from torch import Tensor
 
 from krossfuse.core.blocks import blocks
-from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive, require
 
 INDICES = ("exact", "faiss")
-NO_FAISS = (
-    "index=faiss needs the package faiss, which is not installed: pip install faiss-cpu (or krossfuse[faiss]); "
-    "index=exact needs nothing"
-)
 
 
 class Neighbours(NamedTuple):
@@ -112,9 +107,13 @@ def check_index(index: object, factory: object, nprobe: object) -> str:
     check_positive("faiss_nprobe", nprobe, integer=True)
     if not isinstance(factory, str) or not factory:
         raise ConfigError(f"faiss_factory={factory!r} must be a text for faiss.index_factory, such as 'IVF1024,Flat'")
-    if chosen == "faiss" and importlib.util.find_spec("faiss") is None:
-        raise ConfigError(NO_FAISS)
+    if chosen == "faiss":
+        _require_faiss()
     return chosen
+
+
+def _require_faiss() -> None:
+    require("faiss", "index=faiss", extra="faiss", instead="index=exact")
 
 
 def nearest_by_faiss(
@@ -148,10 +147,8 @@ def nearest_by_faiss(
         ConfigError: faiss is not installed or does not know the factory.
         DataError: k is larger than the gallery, or it is too small for the factory's cells.
     """
-    try:
-        faiss: Any = importlib.import_module("faiss")
-    except ImportError:
-        raise ConfigError(NO_FAISS) from None
+    _require_faiss()
+    faiss: Any = importlib.import_module("faiss")
     n, m = sizes
     more = k if first is None else k + 1
     if more > m:

@@ -170,6 +170,6 @@ def test_faiss_says_what_it_cannot_do() -> None:
 
 def test_faiss_that_is_not_installed_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install faiss-cpu"):
+    with pytest.raises(ConfigError, match=r"pip install 'krossfuse\[faiss\]'"):
         check_index("faiss", "Flat", 1)
     assert check_index("exact", "Flat", 1) == "exact"

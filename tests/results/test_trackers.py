@@ -135,6 +135,40 @@ def test_wandb_closes_a_failed_job_with_exit_code_1_and_the_next_starts_afresh(t
     assert ids[0] != ids[1]
 
 
+def test_wandb_goes_on_with_the_run_of_its_folder_or_the_one_that_is_named(tmp_path: Path) -> None:
+    def started(folder: Path) -> list[str]:
+        files = sorted(folder.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_mtime)
+        return [path.name.rpartition("-")[2] for path in files]
+
+    for _ in range(2):
+        with WandbTracker().run(tmp_path / "a", {}, name="job"):
+            time.sleep(1)  # W&B names a file by the second
+    first, second = started(tmp_path / "a")
+    assert first == second
+    with WandbTracker(id="abc123").run(tmp_path / "b", {}, name="job"):
+        pass
+    assert started(tmp_path / "b") == ["abc123"]
+
+
+def test_wandbs_summary_holds_the_best_of_every_measurement(tmp_path: Path) -> None:
+    shot = dataclasses.replace(RECORD, value=0.75, protocol=SHOT)
+    val = dataclasses.replace(RECORD, value=0.9, protocol={"split": "val"})
+    bits = dataclasses.replace(RECORD, probe="federated_probe", metric="median_rank", value=3.0)
+    less = dataclasses.replace(bits, value=2.0, protocol=SHOT)
+    with WandbTracker().run(tmp_path, {}, name="job") as run:
+        run.log_records([RECORD, shot, val, bits, less])
+    summary = {
+        "/".join(u.nested_key) or u.key: json.loads(u.value_json)
+        for r in wandb_records(tmp_path)
+        if r.HasField("summary")
+        for u in r.summary.update
+    }
+    assert {k: v for k, v in summary.items() if k.startswith("best/")} == {
+        "best/few_shot/accuracy/image/group": 0.75,
+        "best/federated_probe/median_rank/image/group": 2.0,
+    }
+
+
 def kill_wandb_service() -> None:
     """Kill the one process that writes the runs of this one."""
     found = subprocess.run(
@@ -206,7 +240,12 @@ def test_wandb_online_without_an_account_says_the_way_out(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"mode": "offlin"}, "did you mean 'offline'"), ({"project": ""}, "project"), ({"tags": "a"}, "must be a list")],
+    [
+        ({"mode": "offlin"}, "did you mean 'offline'"),
+        ({"project": ""}, "project"),
+        ({"tags": "a"}, "must be a list"),
+        ({"id": "a/b"}, "logger.id='a/b'"),
+    ],
 )
 def test_wandb_refuses_bad_values_at_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

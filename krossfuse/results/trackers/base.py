@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from krossfuse.results.aggregate import CONDITIONS, SUBSET
 from krossfuse.results.records import Record
 
 if TYPE_CHECKING:
@@ -23,17 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OF_A_LIGHTNING_LOGGER = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize")
-
-
-def metric_key(record: Record) -> str:
-    """Return the name of a measurement in a tracker, e.g. ``few_shot/accuracy/image/group/shots=4/form=I+T``."""
-    parts = [record.probe, record.metric, record.modality, record.label_set]
-    for name in (*CONDITIONS, SUBSET):
-        if name != "split" and record.protocol.get(name, "") != "":
-            parts.append(f"{name}={record.protocol[name]}")
-    if record.protocol.get("split", "test") != "test":
-        parts.append(str(record.protocol["split"]))
-    return "/".join(part for part in parts if part)
 
 
 class Tracker(ABC):
@@ -87,7 +75,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def log_records(self, records: Iterable[Record]) -> None:
-        """Log measurements: each as a summary value named by :func:`metric_key`."""
+        """Log measurements: each as a summary value named by ``contents.metric_key``."""
 
     @abstractmethod
     def log_table(self, name: str, table: pd.DataFrame) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,8 @@ import pandas as pd
 
 from krossfuse.core.errors import ConfigError
 from krossfuse.results.records import Record
-from krossfuse.results.trackers.base import Tracker, metric_key
+from krossfuse.results.trackers.base import Tracker
+from krossfuse.results.trackers.contents import leaves, metric_key
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -44,7 +45,7 @@ class CsvTracker(Tracker):
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration's leaves as ``config/<dotted key>``."""
-        self._append((f"config/{key}", value) for key, value in _leaves(config))
+        self._append((f"config/{key}", value) for key, value in leaves(config))
 
     def log_records(self, records: Iterable[Record]) -> None:
         """Append a row a measurement."""
@@ -73,11 +74,3 @@ class CsvTracker(Tracker):
         if self._lightning is None:  # a second one would delete what the first has written
             self._lightning = CSVLogger(folder, name="lightning", version="")
         return self._lightning
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from krossfuse.core.errors import ConfigError, check_choice
-from krossfuse.results.records import LINE_FIELDS, Record
-from krossfuse.results.trackers.base import Tracker, metric_key
+from krossfuse.results.records import Record
+from krossfuse.results.trackers.base import Tracker
+from krossfuse.results.trackers.contents import best_of, metric_key, records_table, remembered_id
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -27,6 +29,7 @@ class WandbTracker(Tracker):
         entity: the account or team, or None for the default one.
         group: or None for the one that the job gives.
         name: or None for the one that the job gives.
+        id: of the W&B run that is gone on with; None is a new one, or the one that was begun in the run folder before.
         tags: of every run, beside those that the job gives.
 
     Raises:
@@ -41,14 +44,18 @@ class WandbTracker(Tracker):
         entity: str | None = None,
         group: str | None = None,
         name: str | None = None,
+        id: str | None = None,
         tags: Sequence[str] = (),
     ) -> None:
         self.mode = check_choice("logger.mode", mode, ["offline", "online", "disabled"])
         if not isinstance(project, str) or not project:
             raise ConfigError(f"logger.project={project!r} must be a project's name")
+        if id is not None and (not isinstance(id, str) or not id or set(id) & set("/\\#?%:")):
+            raise ConfigError(rf"logger.id={id!r} must be a W&B run's id, without any of / \ # ? % :")
         if isinstance(tags, str):
             raise ConfigError(f"logger.tags={tags!r} must be a list, e.g. [{tags}]")
         self.project, self.entity, self.group, self.name, self.tags = project, entity, group, name, list(tags)
+        self.id = id
         self._run: Any = None
         self._records: list[Record] = []
 
@@ -82,6 +89,9 @@ class WandbTracker(Tracker):
             "job_type": job_type or None,
             "tags": list(dict.fromkeys([*self.tags, *tags])),
             "settings": settings,
+            "id": self.id or remembered_id(folder, "wandb", new=lambda: secrets.token_hex(4)),
+            # Offline files of one id are joined when they are synced.
+            "resume": "allow" if self.mode == "online" else None,
             "reinit": "create_new",
         }
         try:
@@ -132,13 +142,14 @@ class WandbTracker(Tracker):
             self._open().log(images)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Log the run's measurements as one table, and close the W&B run with the exit code."""
+        """Log the best values and all measurements as one table, and close the W&B run with the exit code."""
         if self._run is None:
             return
         try:
             # W&B keeps the last table of a name only, so it is logged once, when all of it is there.
             if self._records:
-                self.log_table("records", _table(self._records))
+                self._open().summary.update(best_of(self._records))
+                self.log_table("records", records_table(self._records))
         finally:
             run, self._run = self._run, None
             run.finish(exit_code=exit_code)
@@ -148,13 +159,3 @@ class WandbTracker(Tracker):
         from pytorch_lightning.loggers import WandbLogger
 
         return WandbLogger(experiment=self._open())
-
-
-def _table(records: Sequence[Record]) -> pd.DataFrame:
-    columns = ("data", "pair", "fusion", "dim", "seed", "probe", "metric", "modality", "label_set")
-    return pd.DataFrame(
-        {name: getattr(record, name) for name in columns}
-        | {name: record.fusion_config.get(name, "") for name in LINE_FIELDS}
-        | {"measurement": metric_key(record), "value": record.value}
-        for record in records
-    )

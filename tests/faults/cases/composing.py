@@ -388,6 +388,10 @@ LOGGER = [
         words=["logger.tags='first'", "list"],
     ),
     Case(
+        id="logger-id", room="results", run=[*EMBEDDINGS, "logger=wandb", "logger.id=team/run"], files=embeddings(),
+        words=["logger.id='team/run'", "a W&B run's id"],
+    ),
+    Case(
         id="logger-option", room="results", run=[*EMBEDDINGS, "logger=wand"], files=embeddings(),
         words=["no option 'wand'", "did you mean 'wandb'"],
     ),
