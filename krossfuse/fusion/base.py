@@ -18,7 +18,7 @@ Features = Mapping[str, Tensor]
 """Features of one batch by role: ``"cross_modal"`` or an expert's name to (batch, dim)."""
 
 
-CHOSEN = ("C_folds", "C_rows", "C_ridge", "C_accuracy", "best_epoch")
+CHOSEN = ("C_folds", "C_rows", "C_basis", "C_ridge", "C_error", "C_accuracy", "best_epoch")
 """Keys of :meth:`FusionMethod.describe` that a fit has found, and that tell no methods apart."""
 
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from krossfuse.core.errors import ConfigError, DataError, NotFittedError
 from krossfuse.core.seeds import derived_generator
 from krossfuse.fusion.base import InputSpec
+from krossfuse.fusion.choice import Terms
 from krossfuse.fusion.io import load_fusion, save_fusion
 from krossfuse.fusion.kernels import CentredKernel, CosineKernel
 from krossfuse.fusion.methods import ExactKrossFuse, RPKrossFuse
-from krossfuse.fusion.selection import Terms, equal_variance
+from krossfuse.fusion.selection import equal_variance
 from krossfuse.fusion.sketches import SpectralSketch
 
 INPUTS = InputSpec(cross_modal=6, image_experts={"dino": 8})

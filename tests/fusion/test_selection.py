@@ -1,7 +1,8 @@
-"""The choice of C: the fold identity against refitting, the winner where it is known, the rules in a method."""
+"""The choice of C: leaving one out against refitting, the winner where it is known, the rules in a method."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from krossfuse.core.errors import ConfigError, DataError, NotFittedError
 from krossfuse.core.parts import Part
 from krossfuse.features.embeddings import EmbeddingsFile
 from krossfuse.fusion.base import InputSpec
+from krossfuse.fusion.choice import Terms
+from krossfuse.fusion.cross_validation import BASIS, WEIGHTS, cross_validate, log_losses
 from krossfuse.fusion.fit import fit_method
 from krossfuse.fusion.io import load_fusion, save_fusion
 from krossfuse.fusion.kernels import CentredKernel, CosineKernel
 from krossfuse.fusion.methods import ExactKrossFuse, RPKrossFuse
-from krossfuse.fusion.selection import WEIGHTS, Terms, assign_folds, balance, cross_validate
+from krossfuse.fusion.selection import balance
 
 INPUTS = InputSpec(cross_modal=12, image_experts={"dino": 16})
 
@@ -33,34 +36,58 @@ def grams(n: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch
     return kernels[0] @ kernels[0].T, kernels[1] @ kernels[1].T, labels
 
 
-def test_held_out_predictions_are_those_of_refitting() -> None:
-    k_cross, k_expert, labels = grams()
-    terms, grid = Terms(k_cross, k_expert, k_cross), (0.1, 2.0)
-    choice = cross_validate(terms, labels, grid=grid, weights=(0.3,), ridges=(0.05,), folds=3, seed=4)
-    folds = assign_folds(labels, 3, seed=4)
+def refitted(kernel: torch.Tensor, labels: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Scores of each sample by kernel ridge regression on all the others."""
     y = torch.nn.functional.one_hot(labels).double()
     y = y - y.mean(0)
+    scores, every = torch.empty_like(y), torch.arange(len(y))
+    for one in range(len(y)):
+        kept = every != one
+        inner = kernel[kept][:, kept] + ridge * torch.eye(len(y) - 1)
+        scores[one] = kernel[one, kept] @ torch.linalg.solve(inner, y[kept])
+    return scores
+
+
+def test_left_out_predictions_are_those_of_refitting() -> None:
+    k_cross, k_expert, labels = grams()
+    choice = cross_validate(Terms(k_cross, k_expert, k_cross), labels, grid=(0.1, 2.0), weights=(0.3,), ridges=(0.05,))
     for C in (0.1, 2.0):
         kernel = C * k_cross + (0.3 + k_cross) * k_expert
-        ridge = 0.05 * float(kernel.diagonal().mean())
-        right = 0
-        for fold in range(3):
-            held, kept = torch.nonzero(folds == fold).flatten(), torch.nonzero(folds != fold).flatten()
-            inner = kernel[kept][:, kept] + ridge * torch.eye(len(kept))
-            scores = kernel[held][:, kept] @ torch.linalg.solve(inner, y[kept])
-            right += int((scores.argmax(1) == labels[held]).sum())
-        assert choice.record["C_accuracy"][f"{C:g}"] == pytest.approx(right / len(labels), abs=1e-6)
+        scores = refitted(kernel, labels, 0.05 * float(kernel.diagonal().mean()))
+        assert choice.record["C_accuracy"][f"{C:g}"] == pytest.approx(
+            float((scores.argmax(1) == labels).double().mean()), abs=1e-6
+        )
+        unit = scores.std(1, correction=0).mean()
+        losses = [torch.nn.functional.cross_entropy(g * scores / unit, labels) for g in (1, 2, 4, 8)]
+        assert choice.record["C_loss"][f"{C:g}"] == pytest.approx(float(min(losses)), abs=1e-4)
 
 
-def test_folds_are_balanced_and_repeat() -> None:
-    labels = torch.tensor([0] * 11 + [1] * 7 + [2] * 2)
-    folds = assign_folds(labels, 3, seed=1)
-    assert torch.equal(folds, assign_folds(labels, 3, seed=1))
-    assert not torch.equal(folds, assign_folds(labels, 3, seed=2))
-    for label, most in ((0, 4), (1, 3), (2, 1)):
-        counts = torch.bincount(folds[labels == label], minlength=3)
-        assert int(counts.max()) <= most
-        assert int(counts.max() - counts.min()) <= 1
+def test_in_a_basis_it_is_exact_for_the_kernel_that_the_basis_leaves() -> None:
+    """A kernel of low rank plus noise on the diagonal is within the approximation, so nothing is lost."""
+    n, rank = 90, 4
+    x = torch.randn(2, n, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = (x[0, :, 0] > 0).long() + 2 * (x[1, :, 0] > 0).long()
+    x = torch.nn.functional.normalize(x, dim=2)
+    noisy = [0.9 * k @ k.T + 0.1 * torch.eye(n, dtype=torch.float64) for k in x]
+    terms = Terms(noisy[0], noisy[1], torch.ones(n, n, dtype=torch.float64))
+    every, small = (cross_validate(terms, labels, grid=(0.5, 3.0), weights=(0.3,), basis=basis) for basis in (n, 30))
+    assert (small.C, small.record["C_basis"], every.record["C_basis"]) == (every.C, 30, n)
+    for C, loss in every.record["C_loss"].items():
+        assert small.record["C_loss"][C] == pytest.approx(loss, abs=2e-3)
+
+
+def test_the_loss_is_that_of_the_best_temperature() -> None:
+    generator = torch.Generator().manual_seed(2)
+    scores = torch.randn(40, 3, 5, generator=generator)
+    scores = scores - scores.mean(2, keepdim=True)
+    targets = torch.randint(5, (40,), generator=generator)
+    for m in range(3):
+        own = scores[:, m] / scores[:, m].std(1, correction=0).pow(2).mean().sqrt()
+        assert float(log_losses(scores, targets)[m]) <= float(torch.nn.functional.cross_entropy(8 * own, targets))
+    torch.testing.assert_close(log_losses(100 * scores, targets), log_losses(scores, targets))
+    perfect = torch.nn.functional.one_hot(targets)[:, None].float() - 0.2
+    assert float(log_losses(perfect, targets)) < 1e-3
+    assert math.isfinite(float(log_losses(-perfect, targets)))
 
 
 def test_the_grid_leans_to_the_parent_that_knows() -> None:
@@ -71,7 +98,7 @@ def test_the_grid_leans_to_the_parent_that_knows() -> None:
     assert alone.C >= 1, "an expert that knows nothing gets little weight"
     both = cross_validate(Terms(k_cross, k_expert, k_cross), labels)
     assert both.C <= 10, "where both parents are needed, the expert keeps some"
-    assert both.record["C_accuracy"]["1000"] < both.record["C_accuracy"][f"{both.C:g}"]
+    assert both.record["C_loss"]["1000"] > 1.02 * both.record["C_loss"][f"{both.C:g}"]
 
 
 def test_balance_makes_both_terms_vary_equally() -> None:
@@ -91,8 +118,8 @@ def test_the_weight_is_chosen_with_C() -> None:
     joint = cross_validate(terms, labels, weights=WEIGHTS)
     each = {a: cross_validate(terms, labels, weights=(a,)) for a in WEIGHTS}
     assert joint.expert_weight in WEIGHTS
-    best = max(max(choice.record["C_accuracy"].values()) for choice in each.values())
-    assert max(joint.record["C_accuracy"].values()) == best
+    best = min(min(choice.record["C_loss"].values()) for choice in each.values())
+    assert min(joint.record["C_loss"].values()) == best
     assert each[joint.expert_weight].C == joint.C
 
 
@@ -105,11 +132,18 @@ def test_a_smaller_basis_finds_the_same_on_real_features(shared: Path) -> None:
     cosine = CosineKernel(psi.shape[1])
     terms = Terms(cosine.kernel(psi, psi), units[1].kernel(gamma, gamma), units[0].kernel(psi, psi))
     full = cross_validate(terms, labels, weights=(2.0,), basis=600)
-    small = cross_validate(terms, labels, weights=(2.0,), basis=256)
+    small = cross_validate(terms, labels, weights=(2.0,))
+    assert small.record["C_basis"] == BASIS < 600
+    assert full.record["C_loss"][f"{small.C:g}"] <= 1.02 * min(full.record["C_loss"].values())
     for C, accuracy in full.record["C_accuracy"].items():
-        assert small.record["C_accuracy"][C] == pytest.approx(accuracy, abs=0.02)
-    chosen = full.record["C_accuracy"][f"{small.C:g}"]
-    assert chosen >= max(full.record["C_accuracy"].values()) - 0.005
+        assert accuracy - 0.05 < small.record["C_accuracy"][C] < accuracy + 0.01
+
+
+def test_a_kernel_of_nothing_is_refused() -> None:
+    k_cross, _, labels = grams()
+    for nothing in (torch.zeros_like(k_cross), torch.full_like(k_cross, torch.nan)):
+        with pytest.raises(DataError, match="zero or not finite"):
+            cross_validate(Terms(k_cross, nothing, k_cross), labels)
 
 
 @pytest.mark.parametrize("rule", ["cv", "auto"])

@@ -21,6 +21,8 @@ from krossfuse.core.parts import CROSS_MODAL, MODALITIES, Modality
 from krossfuse.core.seeds import derive_seed
 from krossfuse.fusion.alignments import WITHIN, Alignment, AlignmentFactory, Parents
 from krossfuse.fusion.base import Features, InputSpec
+from krossfuse.fusion.choice import Choice, Terms
+from krossfuse.fusion.cross_validation import WEIGHTS
 from krossfuse.fusion.factories import KernelFactory, SketchFactory, build_kernel
 from krossfuse.fusion.kernels import CosineKernel, Kernel
 from krossfuse.fusion.methods.kernel_method import (
@@ -32,9 +34,6 @@ from krossfuse.fusion.named import alignment_named
 from krossfuse.fusion.rows import of_role
 from krossfuse.fusion.selection import (
     C_BOUNDS,
-    WEIGHTS,
-    Choice,
-    Terms,
     check_C,
     check_C_rows,
     check_number,
