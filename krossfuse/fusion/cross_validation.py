@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,6 +31,9 @@ LEAST = -10.0
 Subnormal ones make the loss several times slower.
 """
 
+FINALISTS = 2
+"""Weights that are compared without a basis in the end: a basis favours kernels whose spectrum falls fast."""
+
 BASIS = 192
 """Directions in which the candidates are compared; all of them where there are no more samples."""
 
@@ -52,6 +55,9 @@ def cross_validate(
     the rest of the trace a direction, D what VᵀKV has above ρ. With as many directions as samples nothing is left out.
     One eigendecomposition for each candidate serves all samples and penalties λ: with H = V·D(D + (ρ + λ)I)⁻¹·Vᵀ, a
     sample that is left out is predicted as (HY − h·Y)/(1 − h), h the diagonal of H, exactly as if refitted without it.
+
+    Where several weights are compared in fewer directions than samples, the best candidates of the two best weights are
+    compared again on the whole kernels, G = K + λI, where the prediction is Y − G⁻¹Y/diag(G⁻¹).
 
     The log-loss decides (at the best temperature, :func:`log_losses`), because accuracies of candidates that are near
     each other differ by a few samples, and the squared error by how far the penalty shrinks scores.
@@ -78,16 +84,33 @@ def cross_validate(
         small = compress(terms, basis, seed)
         left_out = _LeftOut(small.v, targets.to(small.v.device))
         found = {(C, a): left_out.best(*small.candidate(C, a), ridges) for C in grid for a in weights}
+        finalists = {best: found[best] for best in _best_of_weights(found)[:FINALISTS]}
+        if len(finalists) > 1 and small.v.shape[1] < len(targets):
+            finalists = {(C, a): left_out.best_of_whole(_kernel(terms, C, a), ridges) for C, a in finalists}
     of_each = {C: min((found[C, a] for a in weights), key=lambda score: score.loss) for C in grid}
-    C, a = min(found, key=lambda candidate: found[candidate].loss)
+    C, a = min(finalists, key=lambda candidate: finalists[candidate].loss)
     record = {
         "C_rows": len(targets),
         "C_basis": small.v.shape[1],
-        "C_ridge": found[C, a].ridge,
+        "C_ridge": finalists[C, a].ridge,
         "C_loss": {f"{C:g}": round(score.loss, 6) for C, score in of_each.items()},
         "C_accuracy": {f"{C:g}": round(score.accuracy, 6) for C, score in of_each.items()},
     }
     return Choice(C, "cv", a, record)
+
+
+def _best_of_weights(found: Mapping[tuple[float, float], _Score]) -> list[tuple[float, float]]:
+    """Return the best candidate of each weight, the best first."""
+    best: dict[float, tuple[float, float]] = {}
+    for candidate in sorted(found, key=lambda candidate: found[candidate].loss):
+        best.setdefault(candidate[1], candidate)
+    return list(best.values())
+
+
+def _kernel(terms: Terms, C: float, a: float) -> Tensor:
+    """Return (C·k_ψ + (a + p)·k_γ)/(C + a + 1) in float64."""
+    cross, expert, within = (k.double() for k in terms)
+    return (C * cross + (a + within) * expert) / (C + a + 1)
 
 
 @contextmanager
@@ -143,7 +166,7 @@ def compress(terms: Terms, count: int, seed: int) -> Compressed:
     if whole:
         v = torch.eye(n, dtype=torch.float64, device=cross.device)
     else:
-        mean = cross + expert + units[2]
+        mean = sum(k / _variance(k) for k in units)
         v = torch.randn(n, count, generator=torch.Generator().manual_seed(seed)).to(mean)
         for _ in range(2):
             v = torch.linalg.qr(mean @ v)[0]
@@ -152,6 +175,15 @@ def compress(terms: Terms, count: int, seed: int) -> Compressed:
     kernels = torch.stack([factor * (k + k.T) / 2 for factor, k in zip(factors, small, strict=True)])
     traces = [factor * float(k.diagonal().double().sum()) for factor, k in zip(factors, units, strict=True)]
     return Compressed(v, kernels, (traces[0], traces[1], traces[2]))
+
+
+def _variance(kernel: Tensor) -> float:
+    """Return the total variance of a kernel of mean diagonal 1, that is without the direction that all share; 1 if 0.
+
+    Weighed by the trace, a kernel whose samples lie in a narrow cone would have little say in the basis.
+    """
+    variance = 1 - float(kernel.mean())
+    return variance if variance > 1e-6 else 1.0
 
 
 @dataclass(frozen=True)
@@ -187,6 +219,27 @@ class _LeftOut:
         best = int(losses.argmin())
         accuracy = float((predicted[:, best].argmax(1) == self.targets).double().mean())
         return _Score(float(losses[best]), accuracy, ridges[best])
+
+    def best_of_whole(self, kernel: Tensor, ridges: Sequence[float]) -> _Score:
+        """Return the same of a whole (n, n) kernel, descending from the middle penalty; no eigendecomposition."""
+        y, ordered = self.y.double(), sorted(ridges)
+        mean = float(kernel.diagonal().mean())
+        found: dict[int, _Score] = {}
+
+        def score(at: int) -> float:
+            if at not in found:
+                noisy = kernel.clone()
+                noisy.diagonal().add_(ordered[at] * mean)
+                inverse = torch.cholesky_inverse(torch.linalg.cholesky(noisy))
+                predicted = (y - inverse @ y / inverse.diagonal()[:, None]).to(self.y)
+                accuracy = float((predicted.argmax(1) == self.targets).double().mean())
+                found[at] = _Score(float(log_losses(predicted[:, None], self.targets)), accuracy, ordered[at])
+            return found[at].loss
+
+        best = len(ordered) // 2
+        while (near := min(range(max(best - 1, 0), min(best + 2, len(ordered))), key=score)) != best:
+            best = near
+        return found[best]
 
 
 def log_losses(scores: Tensor, targets: Tensor) -> Tensor:

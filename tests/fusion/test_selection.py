@@ -12,6 +12,7 @@ from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError, NotFittedError
 from krossfuse.core.parts import Part
 from krossfuse.features.embeddings import EmbeddingsFile
+from krossfuse.fusion import cross_validation
 from krossfuse.fusion.base import InputSpec
 from krossfuse.fusion.choice import Terms
 from krossfuse.fusion.cross_validation import BASIS, WEIGHTS, cross_validate, log_losses
@@ -137,6 +138,22 @@ def test_a_smaller_basis_finds_the_same_on_real_features(shared: Path) -> None:
     assert full.record["C_loss"][f"{small.C:g}"] <= 1.02 * min(full.record["C_loss"].values())
     for C, accuracy in full.record["C_accuracy"].items():
         assert accuracy - 0.05 < small.record["C_accuracy"][C] < accuracy + 0.01
+
+
+def test_the_two_best_weights_are_compared_on_whole_kernels() -> None:
+    """Whatever the basis says of them: here it holds next to nothing."""
+    k_cross, k_expert, labels = grams(80)
+    terms, weights, grid = Terms(k_cross, k_expert, k_cross), (0.5, 20.0), (1.0,)
+    whole = cross_validate(terms, labels, grid=grid, weights=weights, basis=80)
+    small = cross_validate(terms, labels, grid=grid, weights=weights, basis=2)
+    assert (small.C, small.expert_weight) == (whole.C, whole.expert_weight)
+    kernel = (k_cross + (0.5 + k_cross) * k_expert) / 2.5
+    left_out = cross_validation._LeftOut(torch.eye(80, dtype=torch.float64), labels)
+    ridges = cross_validation.RIDGES
+    by_cholesky, by_eigh = left_out.best_of_whole(kernel, ridges), left_out.best(kernel, float(kernel.trace()), ridges)
+    assert by_cholesky.ridge == by_eigh.ridge
+    assert by_cholesky.loss == pytest.approx(by_eigh.loss, rel=1e-6)
+    assert by_cholesky.accuracy == by_eigh.accuracy
 
 
 def test_a_kernel_of_nothing_is_refused() -> None:
