@@ -9,7 +9,7 @@ OUT    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-faults test-lowest test-extras lint format pretrain bench-extraction bench-fusion bench-probes bench-cepam wheel lock clean
+.PHONY: help setup run test test-all test-faults test-lowest test-extras lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam wheel lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ bench-fusion: $(READY) ## Every sketch against the published formula; OUT=FILE f
 
 bench-probes: $(READY) ## The linear probe against scikit-learn; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.probes $(if $(OUT),--out $(OUT)) $(ARGS)
+
+bench-selection: $(READY) ## C=cv against brute force for each candidate; OUT=FILE for the JSON
+	$(BIN)/python -m experiments.benchmarks.selection $(if $(OUT),--out $(OUT)) $(ARGS)
 
 bench-cepam: $(READY) ## CEPAM's quantiser, messages and simulation against the published loops; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.cepam $(if $(OUT),--out $(OUT)) $(ARGS)

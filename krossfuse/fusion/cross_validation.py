@@ -166,7 +166,7 @@ def compress(terms: Terms, count: int, seed: int) -> Compressed:
     if whole:
         v = torch.eye(n, dtype=torch.float64, device=cross.device)
     else:
-        mean = sum(k / _variance(k) for k in units)
+        mean = torch.stack([k / _variance(k) for k in units]).sum(0)
         v = torch.randn(n, count, generator=torch.Generator().manual_seed(seed)).to(mean)
         for _ in range(2):
             v = torch.linalg.qr(mean @ v)[0]

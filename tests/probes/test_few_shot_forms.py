@@ -27,7 +27,7 @@ from krossfuse.probes.few_shot.residual import in_units, spread, tau_rule, taus
 from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.probes.subsets import FewShotSubset
 
-WITH_TEXTS = ["I+T", "T", "texts as samples", "Tip-Adapter", "Tip-Adapter-F"]
+WITH_TEXTS = ["I+T", "T", "texts as samples", "Tip-Adapter", "Tip-Adapter-F", "LP++", "CLIP-Adapter"]
 
 
 def hits(result: ProbeResult, form: str) -> Iterator[tuple[dict[str, Any], np.ndarray[Any, Any]]]:
@@ -277,13 +277,17 @@ def test_without_a_validation_split_its_shots_stay_apart() -> None:
     info = replace(space.info, label_sets={"class": replace(own, labels={s: own.labels[s] for s in ("train", "test")})})
     result = FewShot(shots=[1, 4], n_seeds=1, forms=["I", *WITH_TEXTS]).evaluate(replace(space, info=info), seed=0)
     assert {m.protocol["val_split"] for m in result.measurements} == {"train"}
-    assert len(result.measurements) == 2 * 2 * 6
+    assert len(result.measurements) == 2 * 2 * (1 + len(WITH_TEXTS))
 
 
 def test_records_tell_what_was_chosen_and_how() -> None:
     result = FewShot(shots=[1], n_seeds=1, forms=["I", *WITH_TEXTS]).evaluate(make_space(), seed=0)
-    chosen = {m.protocol["form"]: {"selected_C", "tau", "alpha", "beta"} & set(m.protocol) for m in result.measurements}
+    chosen = {
+        m.protocol["form"]: {"selected_C", "tau", "alpha", "beta", "step"} & set(m.protocol)
+        for m in result.measurements
+    }
     cache = {"alpha", "beta"}
     heads = {form: {"selected_C"} for form in ("I", "T", "texts as samples")}
-    assert chosen == {**heads, "I+T": {"selected_C", "tau"}, "Tip-Adapter": cache, "Tip-Adapter-F": cache}
+    caches = {"Tip-Adapter": cache, "Tip-Adapter-F": cache}
+    assert chosen == {**heads, **caches, "I+T": {"selected_C", "tau"}, "LP++": {"step"}, "CLIP-Adapter": set()}
     assert result.protocol["tau_by"] == "rule"

@@ -10,7 +10,9 @@ from krossfuse.probes.few_shot.texts import ClassTexts
 from krossfuse.probes.subsets import FewShotSubset
 
 SHOTS, RESIDUAL, TEXTS, SAMPLES, TIP, TIP_F = "I", "I+T", "T", "texts as samples", "Tip-Adapter", "Tip-Adapter-F"
-FORMS = (SHOTS, RESIDUAL, TEXTS, SAMPLES, TIP, TIP_F)
+LP, ADAPTER = "LP++", "CLIP-Adapter"
+FORMS = (SHOTS, RESIDUAL, TEXTS, SAMPLES, TIP, TIP_F, LP, ADAPTER)
+LINEAR = (SHOTS, RESIDUAL, TEXTS, SAMPLES)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from krossfuse.probes.base import Measurement, Probe, ProbeResult
 from krossfuse.probes.few_shot.forms import FORMS, RESIDUAL, SHOTS, TIP, TIP_F, Problem
 from krossfuse.probes.few_shot.linear import LinearFit
 from krossfuse.probes.few_shot.residual import check_tau
-from krossfuse.probes.few_shot.task import Settings, Task
+from krossfuse.probes.few_shot.settings import Settings
+from krossfuse.probes.few_shot.task import Task
 from krossfuse.probes.few_shot.texts import ClassTexts
 from krossfuse.probes.labelled import part_labels
 from krossfuse.probes.options import check_counts, check_grid, check_names
@@ -46,6 +47,10 @@ class FewShot(Probe):
       2023); it was called ``"I+T"`` before the residual, and in the paper's table 3.
     * ``"Tip-Adapter"``, ``"Tip-Adapter-F"``: the shots as a cache, and that with trained keys (arXiv 2111.03930;
       :mod:`~krossfuse.probes.few_shot.tip_adapter`).
+    * ``"LP++"``: a head whose weights are prototypes plus multiples of the class texts (arXiv 2404.02285;
+      :mod:`~krossfuse.probes.few_shot.lp_plus_plus`).
+    * ``"CLIP-Adapter"``: a bottleneck MLP blended into the image embedding, which the class texts classify (arXiv
+      2110.04544; :mod:`~krossfuse.probes.few_shot.clip_adapter`).
 
     Args:
         shots: images a class.

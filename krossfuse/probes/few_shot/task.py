@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import normalize, one_hot
 
 from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError
 from krossfuse.core.parts import TRAIN, Part
 from krossfuse.probes.base import Measurement
 from krossfuse.probes.few_shot import tip_adapter
-from krossfuse.probes.few_shot.forms import RESIDUAL, SAMPLES, TEXTS, TIP, TIP_F, Problem
+from krossfuse.probes.few_shot.clip_adapter import ClipAdapter
+from krossfuse.probes.few_shot.forms import ADAPTER, LINEAR, LP, RESIDUAL, SAMPLES, TEXTS, TIP, TIP_F, Problem
 from krossfuse.probes.few_shot.images import Images
-from krossfuse.probes.few_shot.linear import Linear, LinearFit, TrainingSet
-from krossfuse.probes.few_shot.residual import LOGIT_SPREAD, Residual, taus
+from krossfuse.probes.few_shot.linear import Linear, TrainingSet
+from krossfuse.probes.few_shot.lp_plus_plus import fit_lp_plus_plus
+from krossfuse.probes.few_shot.residual import LOGIT_SPREAD, Residual, in_units, taus
+from krossfuse.probes.few_shot.settings import Chosen, Classifier, Settings
 from krossfuse.probes.few_shot.unlabelled import Unlabelled
 from krossfuse.probes.labelled import labelled, part_labels
 from krossfuse.probes.scoring import mean_per_class
@@ -30,38 +32,8 @@ _BLOCK = 4096
 _IMAGES = Part(TRAIN, "image")
 
 
-class Classifier(Protocol):
-    """What a form ends in."""
-
-    def scores(self, images: Images) -> Tensor:
-        """Return (n, K) scores of images."""
-
-
 _Classifier = TypeVar("_Classifier", bound=Classifier)
 _Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How every form is fitted and chosen; see :class:`~krossfuse.probes.FewShot`."""
-
-    fit: LinearFit
-    grid: tuple[float, ...]
-    head_C: float | None
-    tau: float | Literal["rule", "val"]
-    alpha: tuple[float, ...]
-    beta: tuple[float, ...]
-    split: str
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What is best on the validation shots, its accuracy there, how many they are, and what was chosen."""
-
-    classifier: Classifier
-    val_accuracy: float
-    n_val: int
-    protocol: dict[str, float]
 
 
 class Task:
@@ -84,13 +56,15 @@ class Task:
         chosen: dict[Problem, Chosen] = {}
         self._linear(problems, chosen)
         self._caches(problems, chosen)
+        self._probes_with_texts([problem for problem in problems if problem.form == LP], chosen)
+        self._adapters([problem for problem in problems if problem.form == ADAPTER], chosen)
         return self._test(problems, [chosen[problem] for problem in problems])
 
     def _linear(self, problems: Sequence[Problem], chosen: dict[Problem, Chosen]) -> None:
         """Fit heads: problems of one training set share it, and sets of one number of classes are solved together."""
         sharing: dict[tuple[Any, ...], list[Problem]] = {}
         for problem in problems:
-            if problem.form in (TIP, TIP_F):
+            if problem.form not in LINEAR:
                 continue
             of_images, of_texts = problem.form != TEXTS, problem.form in (TEXTS, SAMPLES)
             key = (id(problem.subset), of_images, of_texts, tuple(problem.classes.tolist()))
@@ -178,22 +152,65 @@ class Task:
             return keys
         from krossfuse.probes.few_shot.tip_training import trained_keys  # imports Lightning
 
+        for together in self._of_one_size(problems):
+            caches, texts = [self._cache(problem) for problem in together], []
+            for problem, (images, _, unit) in zip(together, caches, strict=True):
+                assert problem.texts is not None
+                texts.append(tip_adapter.text_logits(images.text_scores(problem.texts.head), unit))
+            trained = trained_keys(
+                torch.stack([images.unit for images, _, _ in caches]),
+                torch.stack([labels for _, labels, _ in caches]),
+                torch.stack(texts),
+                seeds=[problem.subset.seed for problem in together],
+                trainers=self.space.trainers,
+            )
+            keys |= dict(zip(together, trained, strict=True))
+        return keys
+
+    def _of_one_size(self, problems: Sequence[Problem]) -> Iterator[list[Problem]]:
+        """Yield problems that can be trained side by side, as many as memory holds."""
         for together in _of_one(problems, lambda p: (p.subset.shots, len(p.classes))):
             size = together[0].subset.shots * len(together[0].classes) * self.space[_IMAGES].shape[1]
             for block in blocks(len(together), max(1, _BATCH_VALUES // size)):
-                caches, texts = [self._cache(problem) for problem in together[block]], []
-                for problem, (images, _, unit) in zip(together[block], caches, strict=True):
-                    assert problem.texts is not None
-                    texts.append(tip_adapter.text_logits(images.text_scores(problem.texts.head), unit))
-                trained = trained_keys(
-                    torch.stack([images.unit for images, _, _ in caches]),
-                    torch.stack([labels for _, labels, _ in caches]),
-                    torch.stack(texts),
-                    seeds=[problem.subset.seed for problem in together[block]],
-                    trainers=self.space.trainers,
-                )
-                keys |= dict(zip(together[block], trained, strict=True))
-        return keys
+                yield together[block]
+
+    def _probes_with_texts(self, problems: Sequence[Problem], chosen: dict[Problem, Chosen]) -> None:
+        """Fit LP++."""
+        for problem in problems:
+            shots, labels, texts, _ = self._unit_texts(problem)
+            val, val_labels = self._val(problem)
+            fit = fit_lp_plus_plus(shots.unit, labels, texts, val.unit, val_labels)
+            best, accuracy, n_val = self._best(problem, [fit])
+            chosen[problem] = Chosen(best, accuracy, n_val, {"step": best.step})
+
+    def _adapters(self, problems: Sequence[Problem], chosen: dict[Problem, Chosen]) -> None:
+        """Train CLIP-Adapter; adapters of one size are trained side by side."""
+        if not problems:
+            return
+        from krossfuse.probes.few_shot.adapter_training import trained_adapters  # imports Lightning
+
+        for together in self._of_one_size(problems):
+            given = [self._unit_texts(problem) for problem in together]
+            texts = torch.stack([LOGIT_SPREAD * in_units(texts, unit) for _, _, texts, unit in given])
+            downs, ups = trained_adapters(
+                torch.stack([shots.unit for shots, _, _, _ in given]),
+                torch.stack([labels for _, labels, _, _ in given]),
+                texts,
+                n_shots=together[0].subset.shots,
+                seeds=[problem.subset.seed for problem in together],
+                trainers=self.space.trainers,
+            )
+            for problem, own, down, up in zip(together, texts, downs, ups, strict=True):
+                best, accuracy, n_val = self._best(problem, [ClipAdapter(down, up, own)])
+                chosen[problem] = Chosen(best, accuracy, n_val, {})
+
+    def _unit_texts(self, problem: Problem) -> tuple[Images, Tensor, Tensor, float]:
+        """Return the shots, their (n,) classes, the class texts (K, dim) scaled to norm 1, and their scores' spread."""
+        assert problem.texts is not None
+        shots, labels, _ = self._cache(problem)
+        texts = normalize(problem.texts.head.weight, dim=1)
+        spread = self._images_of(problem.classes).spread(lambda images: images.unit.to(texts) @ texts.T, problem.subset)
+        return shots, labels, texts, spread
 
     def _images_of(self, classes: Tensor) -> Unlabelled:
         key = tuple(classes.tolist())
@@ -213,13 +230,18 @@ class Task:
             squared: see :func:`best_of`.
             scale: of the scores, which equally accurate ones are compared at.
         """
+        images, labels = self._val(problem)
+        scores = torch.stack([scale * classifier.scores(images) for classifier in classifiers])
+        best, accuracy = best_of(scores, labels, squared=squared)
+        return classifiers[best], accuracy, len(labels)
+
+    def _val(self, problem: Problem) -> tuple[Images, Tensor]:
+        """Return the validation shots and their classes."""
         subset = problem.subset
         labels = part_labels(self.space, subset.val_split, "image", self.name)
         rows, labels = self._rows(subset.val, labels, problem.classes)
-        images = Images(self.space, Part(subset.val_split, "image"), rows, normalise=self.settings.fit.normalise)
-        scores = torch.stack([scale * classifier.scores(images) for classifier in classifiers])
-        best, accuracy = best_of(scores, labels, squared=squared)
-        return classifiers[best], accuracy, len(rows)
+        part = Part(subset.val_split, "image")
+        return Images(self.space, part, rows, normalise=self.settings.fit.normalise), labels
 
     def _test(self, problems: Sequence[Problem], chosen: Sequence[Chosen]) -> list[Measurement]:
         split = self.settings.split

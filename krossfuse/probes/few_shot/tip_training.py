@@ -15,10 +15,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
-from torch.utils.data import DataLoader
 
-from krossfuse.core.seeds import derived_generator
-from krossfuse.core.trainers import TrainerFactory, quiet
+from krossfuse.core.trainers import TrainerFactory
+from krossfuse.probes.few_shot.side_by_side import batches, train
 from krossfuse.probes.few_shot.tip_adapter import activation
 
 EPOCHS, BATCH, LR, EPS = 20, 256, 1e-3, 1e-4
@@ -79,15 +78,6 @@ def trained_keys(
     Raises:
         ConfigError: the Trainer's options are impossible.
     """
-    n = shots.shape[1]
-    generators = [derived_generator(seed, "tip_adapter_f", n) for seed in seeds]
-    steps: list[Tensor] = []
-    for _ in range(EPOCHS):
-        orders = torch.stack([torch.randperm(n, generator=generator) for generator in generators])
-        steps += torch.split(orders, BATCH, dim=1)
-    trainer = trainers(max_epochs=1, num_sanity_val_steps=0)
-    target = trainer.strategy.root_device
-    with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []), torch.enable_grad(), quiet():
-        module = CacheTraining(shots, labels, texts, len(steps))
-        trainer.fit(module, DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
+    steps = batches(seeds, "tip_adapter_f", shots.shape[1], epochs=EPOCHS, size=BATCH)
+    module = train(lambda count: CacheTraining(shots, labels, texts, count), steps, trainers)
     return module.keys.detach().to(shots)

@@ -21,6 +21,8 @@ FORM_LINES = {
     "texts as samples": (0, (6, 1.5, 1, 1.5)),
     "Tip-Adapter": (0, (3, 1, 1, 1, 1, 1)),
     "Tip-Adapter-F": (0, (6, 1, 1, 1, 1, 1)),
+    "LP++": (0, (9, 2)),
+    "CLIP-Adapter": (0, (9, 2, 1, 2)),
 }
 
 
