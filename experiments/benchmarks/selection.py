@@ -113,8 +113,8 @@ def quality(cross: Tensor, expert: Tensor, labels: Tensor, n: int, C: float, a: 
 def floor_seconds(n: int, classes: int, candidates: int) -> float:
     """Return the least seconds that our operations need, at speeds measured now."""
     q = min(n, BASIS)
-    square = torch.randn(2048, 2048)
-    product = min(timed(lambda: square @ square, 1)[0] for _ in range(5)) / (2 * 2048**3)
+    square = torch.randn(1024, 1024)
+    product = min(timed(lambda: square @ square, 1)[0] for _ in range(5)) / (2 * 1024**3)
     small = torch.randn(q, 3 * q, dtype=torch.float64)
     small = small @ small.T
     decomposition = min(timed(lambda: torch.linalg.eigh(small), 1)[0] for _ in range(5))

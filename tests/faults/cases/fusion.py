@@ -76,6 +76,8 @@ NUMBERS = [
        files=embeddings(without_labels)),
     of("C-by-labels-of-too-few-rows", "C=cv", "samples", "number", run=("fusion.C=cv",),
        files=embeddings(n={"train": 6, "val": 3, "test": 3})),
+    of("C-by-cross-validation-of-a-kernel-of-nothing", "C=cv", "zero", "number", files=embeddings(constant),
+       run=("fusion.C=cv", "fusion.alignment=exact", "+fusion/kernel@fusion.expert_kernel=centred")),
     of("C-of-a-constant-kernel", "C=auto", "constant", "number", run=("fusion.C=auto",), files=embeddings(constant)),
     of("C-text-without-text-experts", "C_text", "both sides", run=("fusion.C_text=2",)),
     of("C-text-zero", "C_text=0", "positive", run=("fusion.C_text=0",), files=embeddings(a_text_expert)),
