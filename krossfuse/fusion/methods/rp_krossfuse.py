@@ -63,7 +63,7 @@ class RPKrossFuse(KernelMethod):
         inputs: dimensions of the pair: a cross-modal encoder and one expert at least.
         dim: total dimension of the result; null: that of the whole product, for the kronecker sketch.
         C: constant of the image experts, and of the text experts where C_text is null: a positive number, or how
-            :meth:`fit` chooses it: "cv" (cross-validation over {1e-3, ..., 1e3}, with labels), or without labels
+            :meth:`fit` chooses it: "cv" (leaving one out, over {1e-3, ..., 1e3}, with labels), or without labels
             "variance" (C·k_ψ and a·k_γ have equal total variance; side by side) or "auto" (C·k_ψ and (a + p)·k_γ
             vary equally between samples).
         C_text: constant of the text experts, for a pair that has experts on both sides; null: C.
