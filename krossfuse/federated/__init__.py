@@ -6,6 +6,7 @@ from krossfuse.federated.local import LocalTraining
 from krossfuse.federated.models import MLP, FlatModel, LinearHead, ModuleModel, SmallCNN, UnitHead
 from krossfuse.federated.participation import ClientSampling, Dropouts, Transport
 from krossfuse.federated.partition import Partition, partition
+from krossfuse.federated.protection import Protection, RoundAccount
 from krossfuse.federated.server import SERVERS, ServerOptimiser, make_server
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "LocalTraining",
     "ModuleModel",
     "Partition",
+    "Protection",
     "Result",
+    "RoundAccount",
     "ServerOptimiser",
     "Settings",
     "SmallCNN",

@@ -66,14 +66,42 @@ def with_budget(
     Raises:
         ConfigError: a mechanism without noise, or an impossible number.
     """
-    law = mechanism.noise
+    poisson = sampling.kind == "poisson" and mechanism.noise == "gaussian"
+    return least_noise(
+        mechanism,
+        epsilons,
+        delta,
+        clip=clip,
+        rounds=rounds,
+        rates=unit_rates(unit, sampling.rate if poisson else 1.0, local, parts),
+        sampling=sampling,
+        unit=unit,
+        method=method,
+    )
+
+
+def least_noise(
+    mechanism: Mechanism,
+    epsilons: float | Sequence[float],
+    delta: float,
+    *,
+    clip: float | Sequence[float],
+    rounds: int,
+    rates: Sequence[float],
+    sampling: ClientSampling,
+    unit: Unit = "client",
+    method: Method = "pld",
+) -> Mechanism:
+    """Return what :func:`with_budget` does, from the chance of every client's unit to be drawn in a round.
+
+    Raises:
+        ConfigError: a mechanism without noise, or an impossible number.
+    """
+    law, clients = mechanism.noise, len(rates)
     if law == "none":
         raise ConfigError(
             f"mechanism {mechanism.name!r} adds no noise that protects: it cannot keep epsilon={epsilons}"
         )
-    clients = len(parts)
-    poisson = sampling.kind == "poisson" and law == "gaussian"
-    rates = unit_rates(unit, sampling.rate if poisson else 1.0, local, parts)
     each = [float(epsilons)] * clients if isinstance(epsilons, (int, float)) else [float(e) for e in epsilons]
     clips = [float(clip)] * clients if isinstance(clip, (int, float)) else [float(c) for c in clip]
     if not len(each) == len(clips) == clients:

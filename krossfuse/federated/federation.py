@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +18,11 @@ from krossfuse.federated.budget import unit_rates
 from krossfuse.federated.checkpoint import Checkpoint, fingerprint
 from krossfuse.federated.local import LocalTraining
 from krossfuse.federated.models import FlatModel
-from krossfuse.federated.noise import NoisePlan, client_stds
-from krossfuse.federated.participation import ClientSampling, Transport
+from krossfuse.federated.participation import Transport
 from krossfuse.federated.partition import Rows, check_parts
+from krossfuse.federated.protection import Protection, RoundAccount
 from krossfuse.federated.server import FedAvg, ServerOptimiser, State
-from krossfuse.privacy import Key, Ledger, Mechanism, MessageError, clip, privacy_statement
-from krossfuse.privacy.accountant import Method, Unit
-from krossfuse.privacy.clipping import NORMS, Norm
+from krossfuse.privacy import Key, MessageError, clip
 from krossfuse.privacy.streams import normals
 
 log = logging.getLogger(__name__)
@@ -34,25 +31,13 @@ Evaluate = Callable[[Tensor], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What decides the result of a federation, besides its data, model and secret.
+class Settings(Protection):
+    """What decides the result of a federation, besides its data, model and secret: a protection and the training.
 
     Attributes:
         rounds: T.
-        mechanism: how an update is sent; its noise is ONE client's.
-        clip: C, the bound on the WHOLE update, one or by client; None for none, which only a mechanism without noise
-            may have.
         local: training at the clients.
         server: what is done with the mean.
-        sampling: who takes part. Poisson sampling is accounted as secret, and keeps the noise of the sum constant.
-        sigmas: σ_k by client in place of the mechanism's.
-        clip_norm: ``l2`` or ``l1``; None is what the law of the noise asks for.
-        unit: of privacy.
-        accounting: ``pld`` or ``rdp``.
-        delta: at which ε is stated; None states none.
-        budgets: ε at ``delta`` by client (or one for all), over all rounds; who cannot afford a round leaves before it.
-        top_up: whether the server adds the Gaussian noise that dropouts took away; always so with budgets and with
-            Poisson sampling.
         evaluate_every: rounds between evaluations; the last is always evaluated.
         seed: of the batches, the sampling and the model.
 
@@ -61,41 +46,15 @@ class Settings:
     """
 
     rounds: int
-    mechanism: Mechanism
-    clip: float | Sequence[float] | None = None
     local: LocalTraining = field(default_factory=LocalTraining)
     server: ServerOptimiser = field(default_factory=FedAvg)
-    sampling: ClientSampling = field(default_factory=ClientSampling)
-    sigmas: Sequence[float] | None = None
-    clip_norm: Norm | None = None
-    unit: Unit = "client"
-    accounting: Method = "pld"
-    delta: float | None = None
-    budgets: float | Sequence[float] | None = None
-    top_up: bool = False
     evaluate_every: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive("rounds", self.rounds, integer=True)
         check_positive("evaluate_every", self.evaluate_every, integer=True)
-        if self.clip is None and self.mechanism.noise != "none":
-            raise ConfigError(f"mechanism {self.mechanism.name!r} needs clip=C: without it no noise bounds anything")
-        if self.clip_norm not in (None, *NORMS):
-            raise ConfigError(f"clip_norm={self.clip_norm!r} is not one of {list(NORMS)}")
-        if self.clip_norm == "l1" and self.mechanism.noise == "gaussian":
-            raise ConfigError("clip_norm='l1' with Gaussian noise: the sensitivity is the L2 norm; choose 'l2'")
-        if self.budgets is not None and self.delta is None:
-            raise ConfigError("budgets are given without the delta at which they hold")
-        if self.delta is not None:
-            check_positive("delta", self.delta)
-            if self.delta >= 1:
-                raise ConfigError(f"delta={self.delta!r} must be below 1")
-
-    @property
-    def norm(self) -> Norm:
-        """The norm that updates are clipped in."""
-        return self.clip_norm or ("l1" if self.mechanism.noise == "laplace" else "l2")
 
 
 @dataclass(frozen=True)
@@ -161,24 +120,17 @@ class Federation:
         self.model, self.x, self.y, self.parts, self.settings = model, x, y, list(parts), settings
         self.evaluate, self.transport, self.device = evaluate, transport, torch.device(device)
         self.secret = secret or Key.from_seed(settings.seed).secret
-        clients = len(self.parts)
-        self.clips = _per_client("clip", settings.clip, clients)
-        self.budgets = _per_client("budget epsilon", settings.budgets, clients)
-        mechanism = settings.mechanism
-        self.plan = NoisePlan(
-            mechanism.noise,
-            client_stds(mechanism, settings.sigmas, clients),
-            settings.sampling,
-            settings.top_up or self.budgets is not None,
-        )
-        self.ledger = Ledger(
-            self._sensitivities(),
-            unit=settings.unit,
-            method=settings.accounting,
+        self.account = RoundAccount(
+            settings,
+            len(self.parts),
+            model.d,
             rates=unit_rates(
-                settings.unit, settings.sampling.rate if self.plan.scaled else 1.0, settings.local, self.parts
+                settings.unit,
+                settings.sampling.rate if settings.secretly_sampled else 1.0,
+                settings.local,
+                self.parts,
             ),
-            population=self._population(),
+            population=min(len(rows) for rows in self.parts) if settings.unit == "record" else None,
         )
         self.parameters = (model.initial(settings.seed) if start is None else start).detach().float().cpu().clone()
         if self.parameters.shape != (model.d,):
@@ -209,54 +161,30 @@ class Federation:
 
     def result(self) -> Result:
         """Return what has come of the rounds so far."""
-        settings, mechanism = self.settings, self.settings.mechanism
-        epsilons = None if settings.delta is None else self.ledger.epsilons(settings.delta)
-        statement = privacy_statement(
-            epsilon=math.inf if epsilons is None else max(epsilons),
-            delta=settings.delta or 0.0,
-            rounds=self.round,
-            clients=len(self.parts),
-            unit=settings.unit,
-            method=settings.accounting,
-            law=mechanism.noise if settings.delta is not None else "none",
-            sigma=max(self.plan.stds),
-            clip=None if self.clips is None else max(self.clips),
-            rate=max(self.ledger.rates),
-            mechanism=mechanism.name,
-        )
-        return Result(self.parameters, self.history, epsilons, self.total_bits, statement)
+        statement = self.account.statement(self.round)
+        return Result(self.parameters, self.history, self.account.epsilons(), self.total_bits, statement)
 
     # One round.
 
     def _play(self) -> None:
         settings, round = self.settings, self.round
-        population = list(range(len(self.parts)))
-        if self.budgets is not None and settings.delta is not None:
-            population = self.plan.affordable(self.ledger, self.budgets, settings.delta, population)
-            if not population:
-                log.warning("no client can afford round %d: the federation ends after %d rounds", round, round)
-                self.finished = True
-                self._save()
-                return
-        eligible = set(population)
-        drawn = [k for k in settings.sampling.draw(len(self.parts), settings.seed, round) if k in eligible]
-        stds = self.plan.participants(drawn, population)
-        total, received, bits, refused = self._exchange(drawn, stds, round)
-        server_std = self.plan.missing_std(stds, received, population)
+        opened = self.account.open(settings.seed, round)
+        if opened is None:
+            log.warning("no client can afford round %d: the federation ends after %d rounds", round, round)
+            self.finished = True
+            self._save()
+            return
+        total, received, bits, refused = self._exchange(opened.stds, round)
+        server_std, divisor = self.account.close(opened, received)
         if server_std:
             total += server_std * normals(self._key(len(self.parts), round), "server noise", self.model.d)
-        self.ledger.step(
-            received, law=self.plan.law, server_std=server_std, charged=population if self.plan.scaled else None
-        )
-        # Under secret sampling the number that took part is secret too: the divisor is the expected one.
-        divisor = settings.sampling.rate * len(population) if self.plan.scaled else float(len(received))
         if divisor:
             mean = torch.from_numpy((total / divisor).astype(np.float32))
             self.parameters, self.server_state = settings.server.step(self.parameters, mean, self.server_state)
         self.total_bits += bits
         record: dict[str, float] = {
             "round": round + 1,
-            "participants": len(drawn),
+            "participants": len(opened.stds),
             "received": len(received),
             "refused": refused,
             "bits": bits,
@@ -267,24 +195,22 @@ class Federation:
         self.history.append(record)
         self._save()
 
-    def _exchange(
-        self, drawn: list[int], stds: dict[int, float], round: int
-    ) -> tuple[NDArray[np.float64], dict[int, float], int, int]:
+    def _exchange(self, stds: dict[int, float], round: int) -> tuple[NDArray[np.float64], dict[int, float], int, int]:
         """Return the sum of what arrived, σ_k by client whose message did, the bits sent, and the messages refused."""
-        settings = self.settings
+        settings, clips = self.settings, self.account.clips
         total = np.zeros(self.model.d)
         received: dict[int, float] = {}
         bits = refused = 0
         start = self.parameters.to(self.device)
-        for block in _blocks(drawn, self.model.d):
+        for block in _blocks(list(stds), self.model.d):
             updates = settings.local.updates(
                 self.model, start, self.x, self.y, self.parts, block, seed=settings.seed, round=round
             )
             clipped = updates.cpu().numpy()
-            if self.clips is not None:
-                clipped = clip(clipped, np.array([self.clips[k] for k in block]), settings.norm)
+            if clips is not None:
+                clipped = clip(clipped, np.array([clips[k] for k in block]), settings.norm)
             for client, update in zip(block, clipped, strict=True):
-                key, mechanism = self._key(client, round), self._mechanism(stds[client])
+                key, mechanism = self._key(client, round), self.account.mechanism(stds[client])
                 try:
                     message = mechanism.encode(update, key)
                 except (DataError, ConfigError) as error:
@@ -303,33 +229,14 @@ class Federation:
                 received[client] = stds[client]
         return total, received, bits, refused
 
-    def _mechanism(self, std: float) -> Mechanism:
-        mechanism = self.settings.mechanism
-        if mechanism.noise == "none" or std == mechanism.noise_std:
-            return mechanism
-        return replace(mechanism, sigma=std)  # type: ignore[call-arg]
-
     def _key(self, client: int, round: int) -> Key:
         return Key(self.secret, client, round)
 
     def _measure(self) -> dict[str, float]:
         out = {} if self.evaluate is None else dict(self.evaluate(self.parameters))
-        if self.settings.delta is not None and self.plan.law != "none":
-            out["epsilon"] = max(self.ledger.epsilons(self.settings.delta))
+        if self.settings.mechanism.noise != "none" and (epsilons := self.account.epsilons()) is not None:
+            out["epsilon"] = max(epsilons)
         return out
-
-    # What is charged.
-
-    def _sensitivities(self) -> list[float]:
-        """Return every client's clip in the norm that the law asks for."""
-        if self.clips is None:
-            return [1.0] * len(self.parts)  # never charged: there is no noise
-        if self.plan.law == "laplace" and self.settings.norm == "l2":
-            return [c * math.sqrt(self.model.d) for c in self.clips]
-        return self.clips
-
-    def _population(self) -> int:
-        return min(len(rows) for rows in self.parts) if self.settings.unit == "record" else len(self.parts)
 
     # Checkpoints.
 
@@ -345,7 +252,7 @@ class Federation:
             state = {
                 "history": self.history,
                 "total_bits": self.total_bits,
-                "ledger": self.ledger.state(),
+                "ledger": self.account.ledger.state(),
                 "finished": self.finished,
             }
             self._checkpoint.save(tensors, state)
@@ -355,19 +262,8 @@ class Federation:
         self.server_state = {name.removeprefix("server/"): tensor for name, tensor in tensors.items()}
         self.history, self.total_bits = state["history"], state["total_bits"]
         self.finished = state["finished"]
-        self.ledger.load_state(state["ledger"])
+        self.account.ledger.load_state(state["ledger"])
         log.info("going on after round %d", self.round)
-
-
-def _per_client(name: str, value: float | Sequence[float] | None, clients: int) -> list[float] | None:
-    if value is None:
-        return None
-    values = [float(value)] * clients if isinstance(value, (int, float)) else [float(v) for v in value]
-    if len(values) != clients:
-        raise ConfigError(f"{len(values)} values of {name} for {clients} clients")
-    for each in values:
-        check_positive(name, each)
-    return values
 
 
 def _blocks(clients: list[int], d: int) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +71,7 @@ class LocalTraining:
         start: Tensor,
         x: Tensor,
         y: Tensor,
-        parts: Sequence[Rows],
+        parts: Sequence[Rows] | Mapping[int, Rows],
         clients: Sequence[int],
         *,
         seed: int,
@@ -84,7 +84,7 @@ class LocalTraining:
             start: (d,) global parameters; their device is where the training runs.
             x: (n, ...) inputs of all clients.
             y: their labels.
-            parts: rows by client.
+            parts: rows by client; of those who take part at least.
             clients: who takes part.
             seed: of the batches.
             round: number of the round.

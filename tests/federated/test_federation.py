@@ -134,7 +134,7 @@ def test_record_level_is_amplified_by_the_secret_batches():
     with_replacement = federation(
         make_mechanism("cepam", sigma=1.0), unit="record", local=LocalTraining(steps=2, replacement=True)
     )
-    assert with_replacement.ledger.rates[0] == pytest.approx(1 - (59 / 60) ** 2)
+    assert with_replacement.account.ledger.rates[0] == pytest.approx(1 - (59 / 60) ** 2)
 
 
 def test_budgets_per_client_are_honoured():
@@ -151,6 +151,13 @@ def test_budgets_per_client_are_honoured():
         federation(make_mechanism("cepam", sigma=2.0), budgets=1.0, delta=None)
     with pytest.raises(ConfigError, match="2 values of budget epsilon for 10 clients"):
         federation(make_mechanism("cepam", sigma=2.0), budgets=[1.0, 2.0])
+
+
+def test_budgets_hold_where_few_share_the_noise():
+    sampling = ClientSampling("fixed", 0.3)
+    result = federation(make_mechanism("cepam", sigma=2.0), rounds=20, budgets=1.0, sampling=sampling).run()
+    assert 0.7 < max(result.epsilons) <= 1.0 * (1 + 1e-9)
+    assert min(record["participants"] for record in result.history) < 3  # who could not afford its round left it
 
 
 @pytest.mark.parametrize(
@@ -215,8 +222,8 @@ def test_poisson_sampling_is_amplified_and_keeps_the_noise():
     numbers = [record["participants"] for record in result.history]
     assert len(set(numbers)) > 1
     assert all(
-        run.plan.variance(range(K))
-        == pytest.approx(sum(s * s for s in run.plan.participants(list(range(m)), range(K)).values()))
+        run.account.plan.variance(range(K))
+        == pytest.approx(sum(s * s for s in run.account.plan.participants(list(range(m)), range(K)).values()))
         for m in numbers
         if m
     )
