@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
@@ -24,9 +24,10 @@ from krossfuse.federated.checkpoint import Checkpoint
 from krossfuse.federated.protection import OpenRound
 from krossfuse.flower.arrays import check_arrays, moved
 from krossfuse.flower.nodes import Nodes
-from krossfuse.flower.order import RECORD, Order, unwrap
+from krossfuse.flower.order import RECORD, Order
+from krossfuse.flower.replies import add_up
 from krossfuse.flower.state import of_strategy, read_state, write_state
-from krossfuse.privacy import Key, MessageError
+from krossfuse.privacy import Key
 from krossfuse.privacy.streams import normals
 
 log = logging.getLogger(__name__)
@@ -60,12 +61,12 @@ class CepamStrategy(Strategy):
     Args:
         strategy: any whose result depends on the mean update alone.
         protection: mechanism, clip, sampling, budgets; clients are drawn from those that ``strategy`` asks. For unit
-            ``record`` no amplification by local batches is claimed: the server does not know how many records there are.
+            ``record`` no amplification by local batches is claimed: the server does not know how many there are.
         clients: K, whether connected or not; a node says by ``partition-id`` which one it is.
         checkpoint: a file written after every round, before the new arrays leave; a server that starts again goes on
             from it with the same account. It holds no secret.
-        secret: from which the messages' secrets are derived in place of fresh ones, for simulations that are to give the
-            same bits again. Never give the same secret to two runs on real data.
+        secret: from which the messages' secrets are derived in place of fresh ones, for simulations that are to give
+            the same bits again. Never give the same secret to two runs on real data.
         pad: messages are filled up to a multiple of so many bytes, since their length depends on the update.
         timeout: seconds to wait for nodes to say which client they are.
 
@@ -120,8 +121,8 @@ class CepamStrategy(Strategy):
         """What may be claimed for the rounds so far, in words."""
         return (
             self.account.statement(self.rounds_done)
-            + " Secrets travel with Flower's messages: the SuperLink and its database belong to the trusted server, and "
-            "links must be encrypted."
+            + " Secrets travel with Flower's messages: the SuperLink and its database belong to the trusted server, "
+            "and links must be encrypted."
         )
 
     # Flower's interface.
@@ -132,8 +133,8 @@ class CepamStrategy(Strategy):
         """Give the wrapped strategy's messages their orders; none for a round that is done or that nobody can afford.
 
         Raises:
-            DataError: arrays that are not floating-point numbers, nodes that do not say who they are, or a strategy that
-                sends other arrays than the global ones.
+            DataError: arrays that are not floating-point numbers, nodes that do not say who they are, or a strategy
+                that sends other arrays than the global ones.
         """
         self._opened, self._orders = None, {}
         if self.finished or server_round <= self.rounds_done:
@@ -167,22 +168,23 @@ class CepamStrategy(Strategy):
             return arrays if server_round <= self.rounds_done else None, None
         self._opened = None
         d = check_arrays(arrays)
-        total, received, bits, faults = self._decode(replies, d, opened)
+        got = add_up(replies, self._orders, d)
+        received = {client: opened.stds[client] for client in got.clients}
         server_std, divisor = self.account.close(opened, received)
         if server_std:
-            total += server_std * normals(self._key(self.clients, server_round - 1), "server noise", d)
+            got.total += server_std * normals(self._key(self.clients, server_round - 1), "server noise", d)
         after, metrics = None, MetricRecord()
         if divisor:
-            mean = (total / divisor).astype(np.float32)
+            mean = (got.total / divisor).astype(np.float32)
             after, given = self.strategy.aggregate_train(server_round, [self._mean_reply(moved(arrays, mean))])
             metrics = given or metrics
-        self.total_bits += bits
+        self.total_bits += got.bits
         record: dict[str, float] = {
             "round": server_round,
             "participants": len(opened.stds),
             "received": len(received),
-            "refused": len(faults),
-            "bits": bits,
+            "refused": len(got.faults),
+            "bits": got.bits,
             "total_bits": self.total_bits,
         }
         epsilons = self.account.epsilons()
@@ -191,9 +193,9 @@ class CepamStrategy(Strategy):
         self.history.append(record)
         self._arrays = arrays if after is None else after
         self._save(self._arrays)
-        if faults and not received:
+        if got.faults and not received and not self.account.plan.scaled:  # else that nobody came may be chance
             raise DataError(
-                f"round {server_round}: none of {len(faults)} messages could be used; the first: {faults[0]}"
+                f"round {server_round}: none of {len(got.faults)} messages could be used; the first: {got.faults[0]}"
             )
         for name, value in record.items():
             metrics[name] = value
@@ -207,9 +209,7 @@ class CepamStrategy(Strategy):
             return []
         messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
         if messages and self.protection.mechanism.noise != "none" and server_round == 1:
-            log.warning(
-                "evaluation at the clients: no epsilon covers what they answer; fraction_evaluate=0 asks nothing"
-            )
+            log.warning("no epsilon covers what clients answer to an evaluation; fraction_evaluate=0 asks nothing")
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -257,38 +257,6 @@ class CepamStrategy(Strategy):
         message.content = RecordDict({**message.content, RECORD: order.record()})  # messages share one content
         return message
 
-    def _decode(
-        self, replies: Iterable[Message], d: int, opened: OpenRound
-    ) -> tuple[np.ndarray, dict[int, float], int, list[str]]:
-        """Return the sum of what arrived, σ_k by client, the bits that came, and what was wrong with the others."""
-        total = np.zeros(d)
-        received: dict[int, float] = {}
-        faults: list[str] = []
-        bits = 0
-        in_order = sorted(replies, key=lambda reply: self._client(reply.metadata.src_node_id))
-        for reply in in_order:  # so that the sum has the same bits whoever answers first
-            node = reply.metadata.src_node_id
-            order = self._orders.get(node)
-            try:
-                if order is None:
-                    raise MessageError("nobody asked it in this round")
-                client = order.key.client
-                message = unwrap(reply)
-                bits += 8 * len(message)
-                if client in received:
-                    raise MessageError(f"it is a second message of client {client} in this round")
-                total += order.mechanism.decode(message, order.key, d=d)
-            except MessageError as error:
-                faults.append(f"message of node {node} refused: {error}")
-                log.warning("%s", faults[-1])
-                continue
-            received[client] = opened.stds[client]
-        return total, received, bits, faults
-
-    def _client(self, node: int) -> int:
-        order = self._orders.get(node)
-        return self.clients if order is None else order.key.client
-
     def _mean_reply(self, arrays: ArrayRecord) -> Message:
         weight = str(getattr(self.strategy, "weighted_by_key", "num-examples"))
         name = str(getattr(self.strategy, "arrayrecord_key", "arrays"))
@@ -327,15 +295,9 @@ class CepamStrategy(Strategy):
         self._checkpoint.save(tensors, state)
 
     def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        self._arrays = ArrayRecord({name: _array(tensors[f"arrays/{name}"]) for name in state["names"]})
+        self._arrays = ArrayRecord({name: Array(tensors[f"arrays/{name}"].numpy()) for name in state["names"]})
         self.account = self._open_account(check_arrays(self._arrays))
         self.account.ledger.load_state(state["ledger"])
         write_state(self.strategy, of_strategy(tensors), state["numbers"])
         self.history, self.total_bits, self.finished = state["history"], state["total_bits"], state["finished"]
         log.info("going on after round %d", self.rounds_done)
-
-
-def _array(tensor: torch.Tensor) -> Any:
-    from flwr.app import Array
-
-    return Array(tensor.numpy())
