@@ -6,7 +6,7 @@ import json
 import logging
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from krossfuse.flower.features import Features, Labelled
 from krossfuse.flower.mod import CLIENT_KEY, CLIENT_QUERY, answer_client, cepam_mod
 from krossfuse.flower.strategy import CepamStrategy
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flwr.krossfuse")  # Flower shows what its own logger gets
 
 HEAD = "head"
 """The one array: (d,) weights, then biases."""
@@ -60,7 +60,7 @@ def _train(message: Message, context: Context) -> Message:
             f"client {client}: the server's head has {len(start)} parameters, this client's features need {model.d}: "
             "all files need the same encoders and the same classes in the same order"
         )
-    round = int(message.content.config_records["config"]["server-round"]) - 1  # type: ignore[arg-type]
+    round = cast(int, message.content.config_records["config"]["server-round"]) - 1
     update = config.local().updates(
         model, start, data.x, data.y, {client: rows}, [client], seed=config.seed, round=round
     )

@@ -41,7 +41,8 @@ def difference(after: ArrayRecord, before: ArrayRecord) -> NDArray:
         if new.shape != old.shape:
             raise DataError(f"the client's array {name!r} has shape {new.shape}; the server sent {old.shape}")
         wide = np.result_type(old.dtype, np.float32)
-        pieces.append(np.subtract(new, old, dtype=wide).ravel())
+        with np.errstate(over="ignore", invalid="ignore"):  # who clips looks for what is not finite
+            pieces.append(np.subtract(new, old, dtype=wide, casting="same_kind").ravel())
     return np.concatenate(pieces)
 
 
@@ -59,3 +60,14 @@ def moved(arrays: ArrayRecord, step: NDArray) -> ArrayRecord:
         out[name] = Array(np.asarray(old + piece, dtype=old.dtype))
         at += old.size
     return out
+
+
+def of_type(arrays: ArrayRecord, like: ArrayRecord) -> ArrayRecord:
+    """Return arrays in the number types of ``like``: Flower's adaptive strategies make float64 of float32.
+
+    Raises:
+        DataError: names differ.
+    """
+    if set(arrays) != set(like):
+        raise DataError(f"the strategy returned arrays {sorted(arrays)}; the global ones are {sorted(like)}")
+    return ArrayRecord({name: Array(arrays[name].numpy().astype(array.dtype)) for name, array in like.items()})

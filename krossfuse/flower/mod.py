@@ -12,8 +12,9 @@ from krossfuse.core.errors import DataError, KrossFuseError
 from krossfuse.flower.arrays import check_arrays, difference
 from krossfuse.flower.order import RECORD, Order
 from krossfuse.privacy import clip
+from krossfuse.privacy.quantizer import check_finite
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flwr.krossfuse")  # Flower shows what its own logger gets
 
 CLIENT_QUERY = "krossfuse"
 """Name of the query by which the server asks a node which client it is."""
@@ -50,9 +51,10 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
     if reply.has_error():
         return reply
     update = difference(_only_arrays(reply, "the client's reply"), before)
-    if order.clip is not None:
-        update = clip(update, order.clip, order.norm)
     try:
+        check_finite(update)
+        if order.clip is not None:
+            update = clip(update, order.clip, order.norm)
         sent = order.mechanism.encode(update, order.key)
     except KrossFuseError as error:
         raise type(error)(f"client {order.key.client}, round {order.key.round + 1}: {error}") from error

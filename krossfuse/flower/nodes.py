@@ -12,7 +12,7 @@ from krossfuse.core.errors import DataError
 from krossfuse.flower.mod import CLIENT_QUERY
 from krossfuse.flower.order import RECORD
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flwr.krossfuse")  # Flower shows what its own logger gets
 
 
 class Nodes:

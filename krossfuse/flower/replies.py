@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from krossfuse.flower.order import Order, unwrap
 from krossfuse.privacy import MessageError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flwr.krossfuse")  # Flower shows what its own logger gets
 
 
 @dataclass

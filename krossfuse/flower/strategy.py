@@ -22,7 +22,7 @@ from krossfuse.core.errors import ConfigError, DataError, check_positive
 from krossfuse.federated import Protection, RoundAccount
 from krossfuse.federated.checkpoint import Checkpoint
 from krossfuse.federated.protection import OpenRound
-from krossfuse.flower.arrays import check_arrays, moved
+from krossfuse.flower.arrays import check_arrays, moved, of_type
 from krossfuse.flower.nodes import Nodes
 from krossfuse.flower.order import RECORD, Order
 from krossfuse.flower.replies import add_up
@@ -30,7 +30,7 @@ from krossfuse.flower.state import of_strategy, read_state, write_state
 from krossfuse.privacy import Key
 from krossfuse.privacy.streams import normals
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("flwr.krossfuse")  # Flower shows what its own logger gets
 
 NOT_OF_A_MEAN = (
     "Bulyan",
@@ -177,6 +177,7 @@ class CepamStrategy(Strategy):
         if divisor:
             mean = (got.total / divisor).astype(np.float32)
             after, given = self.strategy.aggregate_train(server_round, [self._mean_reply(moved(arrays, mean))])
+            after = None if after is None else of_type(after, arrays)
             metrics = given or metrics
         self.total_bits += got.bits
         record: dict[str, float] = {
