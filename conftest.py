@@ -1,4 +1,4 @@
-"""What pytest collects of the package itself: docstrings of the room that needs an extra only where that is installed."""
+"""What pytest collects of the package: the room that needs the extra flower only where that is installed."""
 
 import importlib.util
 

@@ -14,6 +14,7 @@ from krossfuse.core.errors import ConfigError, check_choice, check_positive, did
 from krossfuse.federated import ClientSampling, LocalTraining, Partition, Protection
 from krossfuse.federated.budget import least_noise
 from krossfuse.privacy import MECHANISMS, Mechanism, make_mechanism
+from krossfuse.privacy.accountant import METHODS, UNITS, check_delta
 
 PerClient = float | list[float]
 
@@ -131,14 +132,27 @@ class RunConfig:
                 "run configuration: data='' names no file of embeddings: flwr run . -c 'data=\"FILE.safetensors\"'"
             )
         config = RunConfig(**{key.replace("-", "_"): value for key, value in run_config.items()})
-        for name in ("clients", "rounds", "pad"):
-            check_positive(name, getattr(config, name), integer=True)
-        check_positive("timeout", config.timeout)
-        if config.partition == "resampled":
-            raise ConfigError("partition='resampled' is for simulations: clients of a deployment do not share records")
-        config.shares()
-        config.local()
+        config.check()
         return config
+
+    def check(self) -> None:
+        """Check what can be known without the data.
+
+        Raises:
+            ConfigError: something is impossible, or does not go together.
+        """
+        for name in ("clients", "rounds", "pad"):
+            check_positive(name, getattr(self, name), integer=True)
+        check_positive("timeout", self.timeout)
+        if self.min_nodes < 0:
+            raise ConfigError(f"min-nodes={self.min_nodes} must not be negative; 0 waits for all clients")
+        if self.partition == "resampled":
+            raise ConfigError("partition='resampled' is for simulations: clients of a deployment do not share records")
+        check_choice("unit", self.unit, UNITS)
+        check_choice("accounting", self.accounting, METHODS)
+        self.shares()
+        self.local()
+        self.make_strategy()
 
     def shares(self) -> Partition:
         """Return how a shared file is partitioned."""
@@ -183,6 +197,7 @@ class RunConfig:
         Raises:
             ConfigError: options that do not go together.
         """
+        check_delta(self.delta)
         epsilon, sigma, budget = (_numbers(name, getattr(self, name)) for name in ("epsilon", "sigma", "budget"))
         clip = _numbers("clip", self.clip)
         mechanism, sigmas = self._mechanism(epsilon, sigma)
