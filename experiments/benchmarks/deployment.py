@@ -44,7 +44,9 @@ class Deployment:
         """The same for a ``flwr run`` command."""
         began = time.monotonic()
         started = self._call([*shlex.split(line), "--format", "json"])
-        run = str(json.loads(started[started.index("{") :])["run-id"])
+        answer = json.loads(started[started.index("{") :])
+        assert "run-id" in answer, f"{answer}\n{self.logs()}"
+        run = str(answer["run-id"])
         while time.monotonic() < began + timeout:
             listed = self._call(["flwr", "list", "--run-id", run, "--format", "json"])
             status = json.loads(listed[listed.index("{") :])["runs"][0]["status"]
@@ -131,25 +133,23 @@ def deployed(
 
 
 def insecure(
-    folder: Path, node_configs: Sequence[str], **options: Any
+    folder: Path, node_configs: Sequence[str], through: Callable[[int], int] = int
 ) -> contextlib.AbstractContextManager[Deployment]:
-    """Deploy without TLS, which is for the loopback alone; a relay may stand between (``through``: port to port)."""
+    """Deploy without TLS, which is for the loopback alone.
+
+    Args:
+        folder: of files and logs.
+        node_configs: of the SuperNodes.
+        through: gives, from the SuperLink's port, the one that SuperNodes connect to.
+    """
     port = free_port()
-    through: Callable[[int], int] = options.pop("through", int)
-    return deployed(
-        folder,
-        shlex.join(["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port), *OFFLINE]),
-        [
-            shlex.join(
-                ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{through(port)}"]
-                + ["--port", str(free_port()), "--node-config", config]
-            )
-            for config in node_configs
-        ],
-        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
-        port=port,
-        **options,
-    )
+    nodes = []
+    for config in node_configs:
+        node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{through(port)}"]
+        nodes.append(shlex.join([*node, "--port", str(free_port()), "--node-config", config]))
+    link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port), *OFFLINE]
+    connection = f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    return deployed(folder, shlex.join(link), nodes, connection, port=port)
 
 
 class Relay:

@@ -84,13 +84,13 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def deployment(files, repository):
-    """The documented commands to the letter, but for address, ports, and the file that both clients share."""
+    """The documented commands to the letter, but for address, ports, folder, and the file that both clients share."""
     said, port = documented(repository), free_port()
 
     def here(command: str) -> str:
-        return command.replace("superlink.example.org:9092", f"127.0.0.1:{port}")
+        return command.replace("superlink.example.org:9092", f"127.0.0.1:{port}").replace("/etc/flower", str(files))
 
-    superlink = said["flower-superlink"].replace("--host 0.0.0.0 --port 9092", f"--host 127.0.0.1 --port {port}")
+    superlink = here(said["flower-superlink"]).replace("--host 0.0.0.0 --port 9092", f"--host 127.0.0.1 --port {port}")
     node = here(said["flower-supernode"]).replace(' data="mine.npz"', "")
     nodes = [f"{node.replace('partition-id=0', f'partition-id={i}')} --port {free_port()}" for i in range(2)]
     assert superlink != said["flower-superlink"]
