@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 LOWEST := .venv-lowest
 EXTRAS := .venv-extras
+FLOWER := .venv-flower
 OUT    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-faults test-lowest test-extras lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam wheel lock clean
+.PHONY: help setup run test test-all test-faults test-lowest test-extras test-flower lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower wheel lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -63,6 +64,18 @@ test-extras: $(EXTRAS)/.ready ## The tests of what needs an optional package, wi
 	$(EXTRAS)/bin/python -m pytest -n 2 -m "not slow and not network and not faults" tests/results/test_optional_trackers.py \
 	  tests/probes/test_graph.py tests/probes/test_label_free.py $(ARGS)
 
+# Flower wants older packages than everything else, so that it has a lock and an environment of its own.
+$(FLOWER)/.ready: pyproject.toml requirements-flower.lock
+	test -x $(FLOWER)/bin/python || $(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(FLOWER)/bin/uv pip install --quiet --compile-bytecode --python $(FLOWER)/bin/python -r requirements-flower.lock
+	$(FLOWER)/bin/uv pip install --quiet --python $(FLOWER)/bin/python --no-deps -e .
+	@touch $@
+
+test-flower: $(FLOWER)/.ready ## Federations over Flower, in .venv-flower: in one process, and a SuperLink with SuperNodes
+	$(FLOWER)/bin/python -m pytest $(ARGS) tests/flower
+	$(FLOWER)/bin/python -m pytest -q -k flower $(ARGS) tests/faults
+
 lint: $(READY) ## ruff (lint and format), mypy --strict, and the rooms: which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -91,18 +104,23 @@ bench-selection: $(READY) ## C=cv against brute force for each candidate; OUT=FI
 bench-cepam: $(READY) ## CEPAM's quantiser, messages and simulation against the published loops; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.cepam $(if $(OUT),--out $(OUT)) $(ARGS)
 
+bench-flower: $(FLOWER)/.ready ## Flower's messages on the wire under CEPAM and as float32, and what a round costs; OUT=FILE for the JSON
+	$(FLOWER)/bin/python -m experiments.benchmarks.flower $(if $(OUT),--out $(OUT)) $(ARGS)
+
 wheel: $(READY) ## Build dist/krossfuse-*.whl, configuration included
 	$(BIN)/python -m build --wheel --no-isolation
 
-PINS := --quiet --universal --python-version 3.11 --group dev --upgrade --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+PINS := --quiet --universal --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 lock: ## Resolve the lock files anew (pins only)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml $(PINS) --output-file requirements.lock
-	$(BIN)/uv pip compile pyproject.toml $(PINS) --constraint requirements.lock --output-file requirements-extras.lock \
+	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --constraint requirements.lock --output-file requirements-extras.lock \
 	  --extra faiss --extra mlflow --extra tensorboard
+	cp requirements.lock requirements-flower.lock  # the same versions wherever Flower admits them
+	$(BIN)/uv pip compile pyproject.toml $(PINS) --output-file requirements-flower.lock --extra flower
 
 clean: ## Remove the virtual environment, run folders, caches and build output (the feature store stays)
-	rm -rf $(VENV) $(LOWEST) $(EXTRAS) runs bench build dist wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(EXTRAS) $(FLOWER) runs bench build dist wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -53,7 +53,8 @@ def _train(message: Message, context: Context) -> Message:
     config = RunConfig.read(context.run_config)
     client = int(context.node_config[CLIENT_KEY])
     own = str(context.node_config.get("data", ""))
-    model, data, rows = _client_data(config, client, own)
+    model, data, shares = _loaded(config, own)
+    rows = np.arange(len(data.y)) if own else shares[client]
     start = torch.from_numpy(message.content.array_records["arrays"][HEAD].numpy())
     if start.shape != (model.d,):
         raise DataError(
@@ -68,14 +69,13 @@ def _train(message: Message, context: Context) -> Message:
     return Message(RecordDict({"arrays": trained}), reply_to=message)
 
 
-@lru_cache(maxsize=4)
-def _client_data(config: RunConfig, client: int, own: str) -> tuple[LinearHead, Labelled, Rows]:
+@lru_cache(maxsize=2)
+def _loaded(config: RunConfig, own: str) -> tuple[LinearHead, Labelled, list[Rows]]:
+    """Return model, training rows, and who has which; a process may be several clients (:class:`LocalGrid`)."""
     features = _features(config, own)
     data = features.train()
-    if own:
-        return _model(config, features, data), data, np.arange(len(data.y))
-    shares = config.shares()(data.y.numpy(), config.clients, seed=config.seed)
-    return _model(config, features, data), data, shares[client]
+    shares = [] if own else config.shares()(data.y.numpy(), config.clients, seed=config.seed)
+    return _model(config, features, data), data, shares
 
 
 def _main(grid: Grid, context: Context) -> None:
