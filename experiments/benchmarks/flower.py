@@ -34,6 +34,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "cepam, epsilon 8": {"epsilon": "8", "clip": "3"},
     "cepam, epsilon 1": {"epsilon": "1", "clip": "3"},
 }
+ON_THE_WIRE = ("float32", "cepam, epsilon 8")
 
 
 def write_data(path: Path, rows: int, dim: int, classes: int) -> None:
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="in one process")
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--wire-rounds", type=int, default=2, help="over the loopback; 0 leaves that out")
+    parser.add_argument("--wire-rounds", type=int, default=1, help="over the loopback; 0 leaves that out")
     args = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.WARNING)
     out: dict[str, Any] = {"d": args.classes * (args.dim + 1), "clients": args.clients}
@@ -113,9 +114,9 @@ def main() -> None:
         out["in_process"] = {key: in_process({**base, **options}) for key, options in MECHANISMS.items()}
         if args.wire_rounds:
             out["loopback"] = {}
-            for i, (key, options) in enumerate(MECHANISMS.items()):
+            for i, key in enumerate(ON_THE_WIRE):
                 (folder / str(i)).mkdir()
-                out["loopback"][key] = on_the_wire(folder / str(i), {**base, **options}, args.wire_rounds)
+                out["loopback"][key] = on_the_wire(folder / str(i), {**base, **MECHANISMS[key]}, args.wire_rounds)
     print(write_json(out, args.out))
 
 
