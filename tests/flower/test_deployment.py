@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import json
@@ -22,7 +23,7 @@ from flower.toys import draw
 from safetensors.torch import load_file
 from scipy import stats
 
-from experiments.benchmarks.deployment import Deployment, deployed, free_port
+from experiments.benchmarks.deployment import Deployment, deployed, free_port, insecure
 from krossfuse.federated import Federation, LocalTraining, Settings, UnitHead, partition
 from krossfuse.privacy import make_mechanism
 
@@ -141,3 +142,28 @@ def test_with_cepam_it_equals_the_simulation_in_law(deployment, repository):
     assert 7.9 < max(record["epsilons"]) <= 8
     assert abs(np.log(record["total_bits"] / same.total_bits)) < 0.2
     assert "(8, 1e-05)-differential privacy" in record["statement"]
+
+
+def test_all_processes_end_with_a_block_that_fails(tmp_path):
+    def left():
+        """Return the processes that have this test's folder in their environment, whoever their parent is."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if f"FLWR_HOME={tmp_path}".encode() in path.read_bytes():
+                    found.append(path.parent.name)
+        return found
+
+    with pytest.raises(ZeroDivisionError), insecure(tmp_path, ["partition-id=0"]) as running:
+        assert len(left()) >= 2
+        raise ZeroDivisionError(running)
+    assert not left()
+
+
+def test_the_documented_lines_of_ones_own_app(repository):
+    text = (repository / "docs/cepam.md").read_text()
+    section = text[text.index("## 7.") :]
+    names: dict[str, object] = {}
+    exec(re.search(r"```python\n(.*?)```", section, re.S).group(1), names)
+    assert names["strategy"].clients == 30
+    assert names["strategy"].account.budgets == [8.0] * 30
