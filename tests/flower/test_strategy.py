@@ -89,7 +89,10 @@ def test_the_error_of_the_mean_has_the_law_of_the_mechanism():
     assert len({e.tobytes() for e in errors}) == 10  # no secret serves twice
 
 
-@pytest.mark.parametrize("kind", [flower.FedAvg, flower.FedAvgM, flower.FedAdam, flower.FedYogi, flower.FedAdagrad])
+@pytest.mark.parametrize(
+    "kind",
+    [flower.FedAvg, flower.FedAvgM, flower.FedProx, flower.FedAdam, flower.FedYogi, flower.FedAdagrad],
+)
 def test_flowers_strategies_are_themselves_where_nothing_is_added(kind):
     ours = play(wrapped(strategy=inner(kind)), 4)
     bare = play(inner(kind), 4, app=make_app(mods=(), change=lambda arrays, client, round: arrays))
