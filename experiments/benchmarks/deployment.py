@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START_SECONDS, END_SECONDS = 90, 15
+START_SECONDS, END_SECONDS, ASK_SECONDS = 90, 15, 3  # to ask is to start a process
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
 OFFLINE = ("--disable-runtime-dependency-installation",)
@@ -43,23 +43,26 @@ class Deployment:
     def command(self, line: str, *, timeout: float = 240) -> float:
         """The same for a ``flwr run`` command."""
         began = time.monotonic()
-        said = self._call(
-            [*shlex.split(line), "--stream"], timeout
-        )  # to the end of the run; asking again and again costs
-        seconds = time.monotonic() - began
-        listed = self._call(["flwr", "list", "--format", "json"])
-        status = json.loads(listed[listed.index("{") :])["runs"][0]["status"]
-        assert status == "finished:completed", f"{status}\n{said}\n{self.logs()}"
-        return seconds
+        started = self._call([*shlex.split(line), "--format", "json"])
+        answer = json.loads(started[started.index("{") :])
+        assert "run-id" in answer, f"{answer}\n{self.logs()}"
+        while time.monotonic() < began + timeout:
+            listed = self._call(["flwr", "list", "--run-id", str(answer["run-id"]), "--format", "json"])
+            status = json.loads(listed[listed.index("{") :])["runs"][0]["status"]
+            if status.startswith("finished"):
+                assert status == "finished:completed", f"{status}\n{self.logs()}"
+                return time.monotonic() - began
+            time.sleep(ASK_SECONDS)
+        raise AssertionError(f"no end within {timeout} s\n{self.logs()}")
 
-    def _call(self, command: Sequence[str], timeout: float = 90) -> str:
+    def _call(self, command: Sequence[str]) -> str:
         done = subprocess.run(
             [str(BIN / command[0]), *command[1:]],
             cwd=self.folder,
             env=dict(self.environment),
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=90,
             check=False,
         )
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}\n{self.logs()}"
@@ -172,7 +175,11 @@ class Relay:
     def _serve(self, server: socket.socket, port: int) -> None:
         while True:
             client, _ = server.accept()
-            target = socket.create_connection(("127.0.0.1", port))
+            try:
+                target = socket.create_connection(("127.0.0.1", port))
+            except OSError:  # the SuperLink has ended
+                client.close()
+                continue
             for source, sink, name in ((client, target, "up"), (target, client, "down")):
                 threading.Thread(target=self._pump, args=(source, sink, name), daemon=True).start()
 
