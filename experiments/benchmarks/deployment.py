@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 START_SECONDS, END_SECONDS, ASK_SECONDS = 90, 15, 3  # to ask is to start a process
 BIN = Path(sys.executable).parent
@@ -43,17 +44,22 @@ class Deployment:
     def command(self, line: str, *, timeout: float = 240) -> float:
         """The same for a ``flwr run`` command."""
         began = time.monotonic()
-        started = self._call([*shlex.split(line), "--format", "json"])
-        answer = json.loads(started[started.index("{") :])
-        assert "run-id" in answer, f"{answer}\n{self.logs()}"
+        run = self.start(line)
         while time.monotonic() < began + timeout:
-            listed = self._call(["flwr", "list", "--run-id", str(answer["run-id"]), "--format", "json"])
+            listed = self._call(["flwr", "list", "--run-id", run, "--format", "json"])
             status = json.loads(listed[listed.index("{") :])["runs"][0]["status"]
             if status.startswith("finished"):
                 assert status == "finished:completed", f"{status}\n{self.logs()}"
                 return time.monotonic() - began
             time.sleep(ASK_SECONDS)
         raise AssertionError(f"no end within {timeout} s\n{self.logs()}")
+
+    def start(self, line: str) -> str:
+        """Give a ``flwr run`` command and return the number of the run."""
+        said = self._call([*shlex.split(line), "--format", "json"])
+        answer = json.loads(said[said.index("{") :])
+        assert "run-id" in answer, f"{answer}\n{self.logs()}"
+        return str(answer["run-id"])
 
     def _call(self, command: Sequence[str]) -> str:
         done = subprocess.run(
@@ -128,7 +134,7 @@ def deployed(
             start(f"supernode-{i}", line)
         yield deployment
     finally:
-        _end(processes)
+        _end(processes, home)
 
 
 def insecure(
@@ -211,14 +217,27 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], deployment: Deploymen
     raise AssertionError(f"nobody listens on port {port}\n{deployment.logs()}")
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End processes and whatever is left of their groups."""
+def belonging(home: Path) -> list[psutil.Process]:
+    """Return the processes with this FLWR_HOME, whoever their parent is: a SuperLink detaches those that it starts."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("FLWR_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]], home: Path) -> None:
+    """End processes and whatever they started, which may be about to start more."""
     for process in reversed(processes):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        process.terminate()
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    while left := belonging(home):
+        for each in left:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+        psutil.wait_procs(left, timeout=1)
+    for process in processes:
         process.wait()

@@ -7,9 +7,11 @@ import datetime
 import ipaddress
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ from flower.toys import draw
 from safetensors.torch import load_file
 from scipy import stats
 
-from experiments.benchmarks.deployment import Deployment, deployed, free_port, insecure
+from experiments.benchmarks.deployment import Deployment, belonging, deployed, free_port, insecure
 from krossfuse.federated import Federation, LocalTraining, Settings, UnitHead, partition
 from krossfuse.privacy import make_mechanism
 
@@ -144,24 +146,24 @@ def test_with_cepam_it_equals_the_simulation_in_law(deployment, repository):
     assert "(8, 1e-05)-differential privacy" in record["statement"]
 
 
-def test_all_processes_end_with_a_block_that_fails(tmp_path):
-    def left():
-        """Return the processes that have this test's folder in their environment, whoever their parent is."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                if f"FLWR_HOME={tmp_path}".encode() in path.read_bytes():
-                    found.append(path.parent.name)
-        return found
+@pytest.mark.timeout(400)
+def test_all_processes_end_with_a_block_that_fails_in_the_middle_of_a_run(tmp_path, repository):
+    names: set[str] = set()
 
     def fail():
-        with insecure(tmp_path, ["partition-id=0"]):
-            assert len(left()) >= 2
+        with insecure(tmp_path, ["partition-id=0"]) as running:
+            running.start(f"flwr run {repository / 'experiments/flower'} --run-config 'data=\"x\" min-nodes=2'")
+            end = time.monotonic() + 120
+            while "flwr-serverapp" not in names and time.monotonic() < end:
+                for process in belonging(tmp_path / "flwr"):
+                    with contextlib.suppress(psutil.Error):
+                        names.update(Path(word).name for word in process.cmdline()[:2])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert not left()
+    assert {"flower-superlink", "flower-supernode", "flwr-serverapp"} <= names
+    assert not belonging(tmp_path / "flwr")
 
 
 def test_the_documented_lines_of_ones_own_app(repository):
