@@ -3,6 +3,7 @@
 The rooms of the house, each of which knows only those below it::
 
     app        jobs, sweeps, commands, messages
+    model      the fused encoder: raw images and texts in, one embedding out
     report     boards, tables, pictures, pages
     probes     heads on embeddings: features in, measurements out
     fusion     kernels, sketches, methods, one fusing road
@@ -49,6 +50,7 @@ _HOMES = {
     "krossfuse.fusion.plain": ("fuse_bundle", "fuse_rows", "fuse_to_file"),
     "krossfuse.fusion.stream": ("inputs_of",),
     "krossfuse.fusion.transformer": ("KrossFuseTransformer",),
+    "krossfuse.model.encoder": ("FusedEncoder",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,22 +6,31 @@ An :class:`Encoder` is a cheap description (constructing one loads nothing and i
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from krossfuse.core.errors import ConfigError
 from krossfuse.core.parts import Modality
 
 TextBatch = Mapping[str, Tensor]
 
 
 class EncoderModule(nn.Module, ABC):
-    """A loaded, frozen encoder (``eval`` mode, no gradients). ``dim`` is its output dimension."""
+    """A loaded, frozen encoder (``eval`` mode, no gradients).
+
+    Attributes:
+        dim: output dimension.
+        max_length: tokens that it reads of a text, the rest is cut; None = not known.
+    """
 
     dim: int
+    max_length: int | None = None
 
     def prepare_image(self, image: Image) -> Tensor:
         """Turn one RGB image into the encoder's input, (channels, height, width) float32; runs in loader workers."""
@@ -46,10 +55,30 @@ class Encoder(ABC):
     Attributes:
         name: short name for tables and store listings.
         modalities: what it encodes; a cross-modal encoder has both, in one space.
+        licence: of the weights, where it is known.
+        libraries: keys of the fingerprint that are versions of libraries, and no more.
+        arguments: what it was constructed with, by name; from them a saved model makes it again.
     """
 
     name: str
     modalities: tuple[Modality, ...]
+    licence: str = ""
+    libraries: ClassVar[tuple[str, ...]] = (
+        "open_clip_torch",
+        "sentence-transformers",
+        "timm",
+        "tokenizers",
+        "torchvision",
+        "transformers",
+    )
+    arguments: Mapping[str, Any]
+
+    def __new__(cls, *positional: Any, **named: Any) -> Self:  # noqa: D102
+        encoder = super().__new__(cls)
+        parameters = list(inspect.signature(cls.__init__).parameters)[1:]
+        # Past a dataclass's __setattr__, which may be frozen.
+        encoder.__dict__["arguments"] = {**dict(zip(parameters, positional, strict=False)), **named}
+        return encoder
 
     @abstractmethod
     def fingerprint(self, modality: Modality) -> Mapping[str, Any]:
@@ -62,3 +91,18 @@ class Encoder(ABC):
     @abstractmethod
     def load(self) -> EncoderModule:
         """Load the weights (safetensors, or ``weights_only=True``) and return the frozen module on the CPU."""
+
+    def copy_weights(self, folder: Path) -> Mapping[str, Any]:
+        """Copy what it loads into a folder, so that the copy needs nothing else.
+
+        Args:
+            folder: exists, and is empty.
+
+        Returns:
+            The arguments with which the copy is made, where they differ from this one's; empty where the weights are
+            part of a package that krossfuse itself needs.
+
+        Raises:
+            ConfigError: this class cannot, or its weights are no safetensors.
+        """
+        raise ConfigError(f"{type(self).__name__} does not know how to copy its weights; save it without weights=True")

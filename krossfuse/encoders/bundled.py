@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from krossfuse.core.errors import ConfigError, check_choice, check_positive
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
+from krossfuse.encoders.sources import copy_safetensors
 
 OPENMOJI_CLIP_WEIGHTS = Path(__file__).parent / "weights" / "openmoji_clip.safetensors"
 CLIP_MEAN, CLIP_STD = 0.5, 0.25
@@ -41,6 +42,7 @@ class EfficientNetLite0(Encoder):
 
     name = "efficientnet_lite0"
     modalities: tuple[Modality, ...] = ("image",)
+    licence = "Apache-2.0"
     image_size = 224
 
     def fingerprint(self, modality: Modality) -> Mapping[str, Any]:
@@ -57,6 +59,10 @@ class EfficientNetLite0(Encoder):
     def load(self) -> EncoderModule:
         """Load the weights into timm's network."""
         return _EfficientNet(self.classifier(), self.image_size)
+
+    def copy_weights(self, folder: Path) -> Mapping[str, Any]:
+        """Copy nothing: the weights are in a package that krossfuse needs, at a fixed version."""
+        return {}
 
     def classifier(self) -> nn.Module:
         """Return timm's whole network with its ImageNet classifier; ``num_classes=0`` features are this encoder's.
@@ -108,6 +114,7 @@ class MiniLM(Encoder):
 
     name = "minilm_l6"
     modalities: tuple[Modality, ...] = ("text",)
+    licence = "Apache-2.0"
 
     def __init__(self, *, max_length: int = 256) -> None:
         _check_length(max_length)
@@ -133,12 +140,16 @@ class MiniLM(Encoder):
         network.load_state_dict(minilm_state_dict())
         return _MiniLM(network.requires_grad_(False).eval(), self.max_length)
 
+    def copy_weights(self, folder: Path) -> Mapping[str, Any]:
+        """Copy nothing: the weights are in a package that krossfuse needs, at a fixed version."""
+        return {}
+
 
 class _MiniLM(EncoderModule):
     def __init__(self, network: nn.Module, max_length: int) -> None:
         super().__init__()
         self.network = network
-        self.tokenize = Tokenizer(max_length)
+        self.tokenize, self.max_length = Tokenizer(max_length), max_length
         self.dim = int(network.config.hidden_size)  # type: ignore[union-attr,arg-type]
 
     def prepare_text(self, texts: Sequence[str]) -> TextBatch:
@@ -168,6 +179,7 @@ class OpenMojiCLIP(Encoder):
 
     name = "openmoji_clip"
     modalities: tuple[Modality, ...] = ("image", "text")
+    licence = "MIT; trained on OpenMoji graphics (CC BY-SA 4.0); its text tower is MiniLM (Apache-2.0)"
 
     def __init__(self, *, weights: str | os.PathLike[str] | None = None, max_length: int = 77) -> None:
         _check_length(max_length)
@@ -235,12 +247,18 @@ class OpenMojiCLIP(Encoder):
             raise ConfigError(f"{self.weights} does not fit its own model: lacks {lost[:5]}, has {unexpected[:5]}")
         return _CLIP(network.requires_grad_(False).eval(), self.metadata["model"], self.max_length)
 
+    def copy_weights(self, folder: Path) -> Mapping[str, Any]:
+        """Copy a weights file of one's own; the package's, and MiniLM's text tower, come with krossfuse."""
+        if self.weights == OPENMOJI_CLIP_WEIGHTS:
+            return {}
+        return {"weights": str(copy_safetensors(self.weights, folder))}
+
 
 class _CLIP(EncoderModule):
     def __init__(self, network: nn.Module, model: Mapping[str, Any], max_length: int) -> None:
         super().__init__()
         self.network = network
-        self.tokenize = Tokenizer(max_length)
+        self.tokenize, self.max_length = Tokenizer(max_length), max_length
         self.image_size = int(model["vision_cfg"]["image_size"])
         self.dim = int(model["embed_dim"])
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from krossfuse.core.errors import ConfigError, check_choice, did_you_mean
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
-from krossfuse.encoders.sources import output_dim, weights_digest
+from krossfuse.encoders.sources import copy_model, copy_safetensors, output_dim, weights_digest
 
 
 class OpenCLIP(Encoder):
@@ -106,6 +106,19 @@ class OpenCLIP(Encoder):
             raise ConfigError(f"open_clip cannot load {self._words()}: {type(error).__name__}: {error}") from error
         return _OpenCLIP(network.requires_grad_(False).eval(), preprocess, tokenizer)
 
+    def copy_weights(self, folder: Path) -> Mapping[str, Any]:
+        """Copy the weights, or a model's whole folder; the preprocessing of a tag becomes explicit.
+
+        Raises:
+            ConfigError: see :meth:`Encoder.copy_weights`.
+        """
+        weights = self._local() or _resolve(self.architecture, self.pretrained)
+        if self.pretrained is None:
+            source = weights if weights.is_dir() else weights.parent
+            return {"architecture": f"local-dir:{copy_model(source, folder)}", "name": self.name}
+        copied = copy_safetensors(weights, folder)
+        return {"pretrained": str(copied), "preprocess": self._preprocessing(), "name": self.name}
+
     def _preprocessing(self) -> dict[str, Any]:
         # The path of the tag's file is what open_clip gets to see; so the tag's preprocessing comes along.
         own = {} if self._local() or not self.pretrained else _tag(self.architecture, self.pretrained)
@@ -183,6 +196,7 @@ class _OpenCLIP(EncoderModule):
     def __init__(self, network: nn.Module, preprocess: Any, tokenizer: Any) -> None:
         super().__init__()
         self.network, self.preprocess, self.tokenizer = network, preprocess, tokenizer
+        self.max_length = getattr(tokenizer, "context_length", None)
         self.dim = output_dim(self, "text")
 
     def prepare_image(self, image: Image) -> Tensor:

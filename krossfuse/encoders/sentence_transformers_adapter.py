@@ -13,7 +13,15 @@ from torch import Tensor
 from krossfuse.core.errors import ConfigError, check_choice, check_positive
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
-from krossfuse.encoders.sources import TOKENIZER, WEIGHTS, local_or_hub, output_dim, weights_digest
+from krossfuse.encoders.sources import (
+    TOKENIZER,
+    WEIGHTS,
+    copy_model,
+    licence_of,
+    local_or_hub,
+    output_dim,
+    weights_digest,
+)
 
 
 class SentenceTransformerText(Encoder):
@@ -77,6 +85,15 @@ class SentenceTransformerText(Encoder):
             network.max_seq_length = self.max_length
         return _SentenceTransformer(network.float().requires_grad_(False).eval(), self.prefix)
 
+    @property
+    def licence(self) -> str:  # type: ignore[override]
+        """What the model's card says, where the folder has one."""
+        return licence_of(self._folder())
+
+    def copy_weights(self, folder: Path) -> Mapping[str, Any]:
+        """Copy the model's folder; see :meth:`Encoder.copy_weights`."""
+        return {"model": str(copy_model(self._folder(), folder)), "revision": None, "name": self.name}
+
     def _folder(self) -> Path:
         return local_or_hub(self.model, self.revision, needs=[("modules.json",), WEIGHTS, TOKENIZER])
 
@@ -85,6 +102,7 @@ class _SentenceTransformer(EncoderModule):
     def __init__(self, network: Any, prefix: str) -> None:
         super().__init__()
         self.network, self.prefix = network, prefix
+        self.max_length = network.max_seq_length
         self.dim = output_dim(self, "text")
 
     def prepare_text(self, texts: Sequence[str]) -> TextBatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -131,3 +132,44 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
         return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
     weight = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weight).sum(1) / weight.sum(1)
+
+
+def copy_safetensors(path: Path, folder: Path) -> Path:
+    """Copy a weights file into a folder, and return the copy.
+
+    Raises:
+        ConfigError: it is not in the format of safetensors.
+    """
+    if path.suffix != ".safetensors":
+        raise ConfigError(
+            f"weights {str(path)!r} are no safetensors, and only those are copied into a folder that others load; "
+            "convert them (safetensors.torch.save_file), or save without weights=True"
+        )
+    return Path(shutil.copyfile(path, folder / path.name))
+
+
+def copy_model(source: Path, folder: Path) -> Path:
+    """Copy a model's folder, its safetensors, configuration and tokenizer, and return ``folder``.
+
+    Raises:
+        ConfigError: its weights are not in the format of safetensors.
+    """
+    files = [file for file in sorted(source.rglob("*")) if file.is_file() and file.suffix in _KEPT]
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise ConfigError(
+            f"model folder {str(source)!r} has no safetensors, and only those are copied into a folder that others "
+            "load; convert them (model.save_pretrained), or save without weights=True"
+        )
+    for file in [*files, *source.glob("README.md")]:
+        if file.suffix != ".bin":
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    return folder
+
+
+def licence_of(folder: Path) -> str:
+    """Return the licence that a model folder's card names, or an empty text."""
+    card = folder / "README.md"
+    found = re.search(r"^license:\s*(\S.*)$", card.read_text("utf-8", "replace")[:4096], re.M) if card.is_file() else None
+    return found[1].strip().strip("'\"") if found else ""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule
-from krossfuse.encoders.sources import WEIGHTS, local_or_hub, output_dim, weights_digest
+from krossfuse.encoders.sources import WEIGHTS, copy_safetensors, local_or_hub, output_dim, weights_digest
 
 
 class Timm(Encoder):
@@ -71,6 +71,10 @@ class Timm(Encoder):
         data: Any = timm.data
         transform = data.create_transform(**data.resolve_model_data_config(network), is_training=False)
         return _Timm(network.requires_grad_(False).eval(), transform)
+
+    def copy_weights(self, folder: Path) -> Mapping[str, Any]:
+        """Copy the weights file; see :meth:`Encoder.copy_weights`."""
+        return {"checkpoint": str(copy_safetensors(self._weights(), folder)), "name": self.name}
 
     def _weights(self) -> Path:
         if self.checkpoint is not None:

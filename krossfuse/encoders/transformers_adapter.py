@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from krossfuse.core.errors import ConfigError, check_choice, check_positive
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
-from krossfuse.encoders.sources import TOKENIZER, WEIGHTS, local_or_hub, output_dim, pool, read_json, weights_digest
+from krossfuse.encoders.sources import (
+    TOKENIZER,
+    WEIGHTS,
+    copy_model,
+    licence_of,
+    local_or_hub,
+    output_dim,
+    pool,
+    read_json,
+    weights_digest,
+)
 
 _PREPROCESSOR = "preprocessor_config.json"
 
@@ -29,6 +39,15 @@ class _HF(Encoder):
 
     def _folder(self) -> Path:
         return local_or_hub(self.model, self.revision, needs=self._needs)
+
+    @property
+    def licence(self) -> str:  # type: ignore[override]
+        """What the model's card says, where the folder has one."""
+        return licence_of(self._folder())
+
+    def copy_weights(self, folder: Path) -> Mapping[str, Any]:
+        """Copy the model's folder; see :meth:`Encoder.copy_weights`."""
+        return {"model": str(copy_model(self._folder(), folder)), "revision": None, "name": self.name}
 
     def _common(self, folder: Path) -> dict[str, Any]:
         return {

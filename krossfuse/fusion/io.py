@@ -13,18 +13,19 @@ import json
 from collections.abc import Iterable, Mapping
 from errno import ENOTDIR
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 import krossfuse.fusion as room
 from krossfuse import __version__
+from krossfuse.core.classes import REGISTERED, check_allowed, check_found_again, defined_class, path_of
+from krossfuse.core.classes import register as register
 from krossfuse.core.errors import ConfigError, StoreError, did_you_mean
 from krossfuse.core.files import replacing
-from krossfuse.core.plugins import VARIABLE, is_plugin, plugin_modules
+from krossfuse.core.plugins import plugin_modules
 from krossfuse.fusion.base import FusionMethod, InputSpec
 from krossfuse.fusion.methods.postprocess import DTYPES
 
@@ -33,16 +34,6 @@ TARGET, PARTIAL = "_target_", "_partial_"
 _HOME = "krossfuse.fusion."
 _MOVED = frozenset({"base", "baselines", "kernels", "methods", "postprocess", "sketches", "trained"})
 """Modules that classes were in when files of this format were first written: there by their names in the room."""
-
-_registered: dict[str, type] = {}
-
-_Class = TypeVar("_Class", bound=type)
-
-
-def register(cls: _Class) -> _Class:
-    """Allow a class from outside this package (method, kernel or sketch) to be loaded; usable as a decorator."""
-    _registered[_path(cls)] = cls
-    return cls
 
 
 def check_saveable(method: FusionMethod) -> None:
@@ -205,54 +196,28 @@ def _dtype(method: FusionMethod) -> torch.dtype:
     return torch.get_default_dtype()
 
 
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
 def _known(cls: type) -> str:
     """Return the path that the class will be found under again.
 
     A class of the room goes by its name there, whichever file it lies in.
     """
-    path = _path(cls)
-    if path in _registered:
-        return path
-    if "<locals>" in path:
-        raise ConfigError(
-            f"{path} could not be loaded again: it is defined inside a function; move it to the top of a module, or "
-            f"register it with krossfuse.fusion.io.register"
-        )
-    if path.startswith(_HOME):
+    path = path_of(cls)
+    if path.startswith(_HOME) and "<locals>" not in path:
         return f"{_HOME}{cls.__name__}" if getattr(room, cls.__name__, None) is cls else path
-    if cls.__module__ == "__main__" or getattr(import_module(cls.__module__), cls.__qualname__, None) is not cls:
-        raise ConfigError(
-            f"{path} could not be loaded again: no other process can import it; move it to a module of its own, or "
-            f"register it with krossfuse.fusion.io.register"
-        )
+    check_found_again(cls, "krossfuse.fusion.io.register")
     return path
 
 
 def _load_class(path: str, plugins: Iterable[str]) -> type:
-    if path in _registered:
-        return _registered[path]
+    if path in REGISTERED:
+        return REGISTERED[path]
+    plugin = check_allowed(path, _HOME, plugins, "load_fusion(..., plugins=[{}])")
     module_name, _, name = path.rpartition(".")
-    plugin = is_plugin(module_name, plugins)
-    if not (path.startswith(_HOME) or plugin) or not name.isidentifier():
-        raise ConfigError(
-            f"{path!r} is neither a class of krossfuse.fusion nor registered{did_you_mean(path, _registered)}; if it "
-            f"is your own, name its module in {VARIABLE} or in load_fusion(..., plugins=[{module_name!r}])"
-        )
     if module_name == _HOME.rstrip(".") or (not plugin and module_name.removeprefix(_HOME) in _MOVED):
         cls = getattr(room, name, None)
         if cls is None and module_name == _HOME.rstrip("."):
             raise ConfigError(f"krossfuse.fusion has no class {name!r}{did_you_mean(name, room.__all__)}")
         if isinstance(cls, type) and issubclass(cls, nn.Module | InputSpec):
             return cls
-    try:
-        cls = vars(import_module(module_name)).get(name)
-    except ImportError as error:
-        raise ConfigError(f"{path!r} cannot be imported: {error}") from None
-    # Classes defined there, and modules or the dimensions only: an imported name is no way out of the room.
-    if not isinstance(cls, type) or _path(cls) != path or not issubclass(cls, nn.Module | InputSpec):
-        raise ConfigError(f"{path!r} is no fusion method, kernel, sketch or alignment")
-    return cls
+    # Modules, or the dimensions, only.
+    return defined_class(path, (nn.Module, InputSpec), "fusion method, kernel, sketch or alignment")

@@ -156,7 +156,7 @@ def test_classes_from_elsewhere_are_registered(tmp_path: Path) -> None:
     try:
         assert isinstance(io.load_fusion(io.save_fusion(Mine(inputs=INPUTS), path)), Mine)
     finally:
-        io._registered.clear()
+        io.REGISTERED.clear()
     with pytest.raises(ConfigError, match="neither a class"):
         io.load_fusion(path)
     with pytest.raises(ConfigError, match="cannot save"):
