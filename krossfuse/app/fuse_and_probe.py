@@ -155,13 +155,9 @@ class FuseAndProbe(Kind):
     def run(self, built: Job, session: Session) -> None:
         """Features, fusion, probes, records."""
         cfg, label = built.cfg, session.label
-        source = source_of(cfg)
         self.check_data(built)
         start = time.perf_counter()
-        stored = cfg["store"] or not isinstance(source, Extraction)
-        folds = _folds(_key(cfg)) if stored else ()
-        given: list[FeatureBundle | Raw] = [fold.bundle for fold in folds]
-        given = given or [_bundle(_key(cfg)) if stored else _raw(_key(cfg))]
+        folds, given = turns_of(cfg)
         log.debug("%s: features after %.1f s", label, time.perf_counter() - start)
         start = time.perf_counter()
         names = [f"fold-{number}" for number, _ in enumerate(folds, 1)] or [""]
@@ -276,6 +272,14 @@ class Raw:
         )
 
 
+def turns_of(cfg: Plain) -> tuple[tuple[Fold, ...], list[FeatureBundle | Raw]]:
+    """Return the folds of a job, and the features (or raw items) of each fold's turn; without folds, of the one."""
+    stored = cfg["store"] or not isinstance(source_of(cfg), Extraction)
+    folds = _folds(_key(cfg)) if stored else ()
+    given: list[FeatureBundle | Raw] = [fold.bundle for fold in folds]
+    return folds, given or [_bundle(_key(cfg)) if stored else _raw(_key(cfg))]
+
+
 @dataclass(frozen=True)
 class Fused:
     """A fused dataset: the module that fused it, what a probe sees of it, and the features of chosen rows."""
@@ -284,6 +288,19 @@ class Fused:
     space: EmbeddingSpace
     pair: str
     features_of: FeaturesOf
+
+
+def fit(cfg: Plain, source: FeatureBundle | Raw, trainers: TrainerFactory) -> FusionModule:
+    """Fit the fusion method of a job; see :func:`fuse`."""
+    options = cfg["fuse"]
+    method = make_method(cfg, source.inputs if isinstance(source, Raw) else inputs_of(source))
+    items = source.data if isinstance(source, Raw) else source
+    wanted = {**roles_of(method.inputs, "image"), **roles_of(method.inputs, "text")}
+    encoders = {role: m for role, m in source.encoders.items() if role in wanted} if isinstance(source, Raw) else None
+    module = FusionModule(method, encoders=encoders, trainers=trainers, block_rows=options["block_rows"])
+    label_set = options["label_set"] or next(iter(items.info.label_sets), None)
+    module.fit(items, label_set=label_set, seed=cfg["seed"])
+    return module
 
 
 def fuse(
@@ -303,14 +320,10 @@ def fuse(
     """
     trainers = trainers or TrainerFactory(cfg["trainer"])
     options = cfg["fuse"]
-    method = make_method(cfg, source.inputs if isinstance(source, Raw) else inputs_of(source))
+    module = fit(cfg, source, trainers)
+    method = module.method
     items = source.data if isinstance(source, Raw) else source
     info = items.info
-    wanted = {**roles_of(method.inputs, "image"), **roles_of(method.inputs, "text")}
-    encoders = {role: m for role, m in source.encoders.items() if role in wanted} if isinstance(source, Raw) else None
-    module = FusionModule(method, encoders=encoders, trainers=trainers, block_rows=options["block_rows"])
-    label_set = options["label_set"] or next(iter(info.label_sets), None)
-    module.fit(items, label_set=label_set, seed=cfg["seed"])
     chosen = [part for part in sizes_of(items) if part.modality in method.modalities]
     # Class texts are held all the same: they are few, and zero-shot heads are made of all of them.
     held = [part for part in chosen if not options["stream"] or part.split.startswith("prompts/")]

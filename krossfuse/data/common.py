@@ -104,15 +104,20 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         check_regular(path)  # to open a named pipe is to wait for ever
         with Image.open(path) as image:
-            if "A" in image.getbands() or "transparency" in image.info:
-                layered = image.convert("RGBA")
-                white = Image.new("RGBA", layered.size, "white")
-                return Image.alpha_composite(white, layered).convert("RGB")
-            return image.convert("RGB")
+            return to_rgb(image)
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
         raise DataError(
             f"cannot read image {str(path)!r} ({type(error).__name__}: {error}); replace or remove the file"
         ) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in RGB; what is transparent becomes white."""
+    if "A" in image.getbands() or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(white, layered).convert("RGB")
+    return image.convert("RGB")
 
 
 class ImageFiles(Sequence[Image.Image]):
