@@ -1,4 +1,4 @@
-"""The console script: ``krossfuse`` runs or sweeps a configuration; ``report``, ``store``, ``diagnose`` do the rest."""
+"""The console script: ``krossfuse`` runs or sweeps a configuration; the commands of :data:`COMMANDS` do the rest."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ COMMANDS = {
     "report": "krossfuse.report.page",
     "store": "krossfuse.app.store",
     "diagnose": "krossfuse.app.diagnose",
+    "export": "krossfuse.app.export",
+    "encode": "krossfuse.app.encode",
+    "index": "krossfuse.app.index",
+    "search": "krossfuse.app.search",
 }
 
 
