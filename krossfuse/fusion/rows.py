@@ -33,6 +33,14 @@ class RowError(DataError):
         super().__init__(f"{reason} in {len(rows)} of {len(x)} rows, the first at row {int(rows[0])} of the batch")
 
 
+def can_look() -> bool:
+    """Return whether values can be looked at: not while a method is traced into a function of tensors.
+
+    Then nothing is checked: what is refused otherwise comes out as NaN (:mod:`krossfuse.fusion.export`).
+    """
+    return not torch.compiler.is_compiling()
+
+
 def not_finite(x: Tensor) -> Tensor:
     """Return which rows hold NaN or infinity."""
     return ~torch.isfinite(x).all(1)

@@ -74,7 +74,7 @@ class ExactAlignment(Alignment):
         cross, *experts = (x for key, x in maps.items() if key != WITHIN)
         first = maps.get(WITHIN, cross)
         if self.expert_weight:
-            first = torch.cat([first.new_full((len(first), 1), math.sqrt(self.expert_weight)), first], 1)
+            first = torch.cat([first.new_full((first.shape[0], 1), math.sqrt(self.expert_weight)), first], 1)
         return [first, *experts]
 
     def encode(self, modality: Modality, maps: Mapping[str, Tensor], constants: Constants) -> Tensor:
@@ -88,7 +88,7 @@ class ExactAlignment(Alignment):
                 product = sketch(self.factors(maps))
                 parts.append(product if weight == 1 else product * weight)
             else:
-                parts.append(cross.new_zeros(len(cross), sketch.out_dim))
+                parts.append(cross.new_zeros(cross.shape[0], sketch.out_dim))
         return torch.cat(parts, 1)
 
     def side_kernel(self, cross: Tensor, expert: Tensor, constant: float, within: Tensor | None = None) -> Tensor:

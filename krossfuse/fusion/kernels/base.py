@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from krossfuse.core.errors import DataError, check_positive
-from krossfuse.fusion.rows import RowError, not_finite, zero
+from krossfuse.fusion.rows import RowError, can_look, not_finite, zero
 
 
 class Kernel(nn.Module, ABC):
@@ -70,7 +70,7 @@ class Kernel(nn.Module, ABC):
         if x.ndim != 2 or x.shape[1] != self.in_dim:
             raise DataError(f"expected features of shape (n, {self.in_dim}), got {tuple(x.shape)}")
         # One cheap pass: a finite sum has finite terms only (a sum that overflows is looked at again).
-        if not bool(torch.isfinite(x.detach().sum())) and not bool(torch.isfinite(x).all()):
+        if can_look() and not bool(torch.isfinite(x.detach().sum())) and not bool(torch.isfinite(x).all()):
             raise RowError("NaN or infinite features", not_finite, x)
         return x
 
@@ -79,12 +79,15 @@ def unit_rows(x: Tensor) -> Tensor:
     """Return x / ‖x‖, row by row.
 
     Rows whose squares leave the range of the precision are scaled by their largest entry first, so every finite row
-    but zero has its direction.
+    but zero has its direction (but not in a traced function, which has no such second look).
 
     Raises:
         RowError: NaN, infinity or a zero vector.
     """
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    if not can_look():
+        traced: Tensor = x / norm
+        return traced
     low, high = norm.detach().aminmax() if len(x) else (torch.ones(()), torch.ones(()))
     # Half precision is accumulated in float32, where its squares have room. aminmax propagates NaN: comparisons fail.
     floor = 0.0 if x.element_size() < 4 else torch.finfo(x.dtype).tiny ** 0.5 / torch.finfo(x.dtype).eps

@@ -78,7 +78,7 @@ class PolynomialKernel(Kernel):
         """Return the Kronecker power, or its sketch."""
         base = self._prepare(x) * math.sqrt(self.gamma)
         if self.coef0 > 0:
-            base = torch.cat([base, base.new_full((len(base), 1), math.sqrt(self.coef0))], 1)
+            base = torch.cat([base, base.new_full((base.shape[0], 1), math.sqrt(self.coef0))], 1)
         if self.sketch is not None:
             sketched: Tensor = self.sketch([base] * self.degree)
             return sketched

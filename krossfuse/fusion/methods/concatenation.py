@@ -75,7 +75,7 @@ class Concatenation(KernelMethod):
         like = next(iter(maps.values()))
         return torch.cat(
             [
-                maps[role] * math.sqrt(self.weights[role]) if role in maps else like.new_zeros(len(like), k.out_dim)
+                maps[role] * math.sqrt(self.weights[role]) if role in maps else like.new_zeros(like.shape[0], k.out_dim)
                 for role, k in self.kernels.items()
             ],
             1,

@@ -41,6 +41,6 @@ class Gate(TrainedFusion):
         if len(self.roles) == 2:
             gates = torch.stack([gates, 1 - gates], dim=1)
         else:
-            gates = gates.view(len(gates), len(self.roles), self.dim)
+            gates = gates.view(-1, len(self.roles), self.dim)
             gates = gates / gates.sum(1, keepdim=True)
         return nn.functional.normalize((gates * hidden).sum(1), dim=1)

@@ -16,7 +16,7 @@ from krossfuse.core.seeds import derive_seed
 from krossfuse.fusion.base import Features, FusionMethod, InputSpec
 from krossfuse.fusion.factories import KernelFactory, build_kernel
 from krossfuse.fusion.kernels import Kernel
-from krossfuse.fusion.rows import check_features, of_role
+from krossfuse.fusion.rows import can_look, check_features, of_role
 from krossfuse.fusion.sketches import Sketch
 
 CHUNK_ROWS = 512
@@ -92,6 +92,8 @@ class KernelMethod(FusionMethod):
 
     def encode(self, modality: Modality, features: Features) -> Tensor:
         """Fuse one batch: (batch, dim) by role in, (batch, out_dim) out; see :class:`FusionMethod`."""
+        if not can_look():  # a traced function has one road for any number of rows
+            return self._encode(modality, self._maps(modality, {role: features[role] for role in self.roles(modality)}))
         given = self._given(modality, features)
         count = len(next(iter(given.values())))
         if count <= CHUNK_ROWS or (torch.is_grad_enabled() and self._differentiable(given)):

@@ -81,9 +81,9 @@ class SRHTSketch(RandomSketch):
         sets, groups, _, width = signs.shape
         x = self._unfolded(factor, x)
         x = F.pad(x, (0, groups * width - x.shape[1])) if x.shape[1] < groups * width else x
-        flipped = x.reshape(len(x), groups, width).transpose(0, 1) * signs  # (T, A, n, width)
-        mixed = self.mix @ flipped.reshape(sets, groups, len(x) * width)
-        return torch.bmm(mixed.view(sets * groups, len(x), width), rows)  # (T·A, n, columns)
+        flipped = x.reshape(x.shape[0], groups, width).transpose(0, 1) * signs  # (T, A, n, width)
+        mixed = self.mix @ flipped.reshape(sets, groups, x.shape[0] * width)
+        return torch.bmm(mixed.view(sets * groups, x.shape[0], width), rows)  # (T·A, n, columns)
 
     def finish(self, product: Tensor) -> Tensor:
         """Return the groups side by side, (n, l)."""

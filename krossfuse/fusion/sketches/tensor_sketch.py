@@ -10,6 +10,7 @@ from torch import Tensor
 
 from krossfuse.core.seeds import derived_generator
 from krossfuse.fusion.draws import rademacher
+from krossfuse.fusion.rows import can_look
 from krossfuse.fusion.sketches.products import multiply
 from krossfuse.fusion.sketches.random import RandomSketch
 
@@ -39,12 +40,12 @@ class TensorSketch(RandomSketch):
     def _project(self, factor: int, x: Tensor) -> Tensor:
         # Columns become rows, which are added in one go each.
         signed = self._unfolded(factor, x).T * self.get_buffer(f"signs_{factor}")
-        counts = signed.new_zeros(self.out_dim, len(x)).index_add(0, self.get_buffer(f"buckets_{factor}"), signed)
+        counts = signed.new_zeros(self.out_dim, x.shape[0]).index_add(0, self.get_buffer(f"buckets_{factor}"), signed)
         return counts.T.contiguous()
 
     def multiply(self, projections: Sequence[Tensor]) -> Tensor:
         """Return the circular convolution."""
-        if not all(len(p) for p in projections):
+        if can_look() and not all(len(p) for p in projections):
             return multiply(projections)  # MKL transforms no empty batch before torch 2.14 (pytorch issue 174984)
         product: Tensor = torch.fft.irfft(multiply([torch.fft.rfft(p) for p in projections]), n=self.out_dim)
         return product

@@ -1,0 +1,183 @@
+"""The table of what is exportable: every method, sketch, kernel and alignment, as torch.export, one compiled graph, ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import krossfuse.fusion as room
+from krossfuse.core.errors import ConfigError, DataError, NotFittedError
+from krossfuse.core.parts import Modality
+from krossfuse.fusion import (
+    AverageKernel,
+    CentredKernel,
+    ExactKrossFuse,
+    FusionMethod,
+    GaussianKernel,
+    InputSpec,
+    RPKrossFuse,
+    SpectralSketch,
+)
+from krossfuse.fusion.export import FusionFunction, check_batch, compiled, export_onnx, export_program
+from krossfuse.fusion.named import ALIGNMENTS, KERNELS, SKETCHES
+
+INPUTS = InputSpec(cross_modal=12, image_experts={"dino": 16})
+BATCHES = (1, 7, 512)
+TOLERANCE = 1e-6
+
+Make = Callable[[], FusionMethod]
+
+
+def rp(**options: Any) -> Make:
+    return partial(RPKrossFuse, inputs=INPUTS, **{"dim": 40, "alignment": "exact", **options})
+
+
+def of(name: str, **options: Any) -> Make:
+    return partial(getattr(room, name), inputs=INPUTS, **options)
+
+
+MAKE: dict[str, Make] = {
+    **{f"sketch {name}": rp(sketch=factory) for name, factory in SKETCHES.items()},
+    "sketch kronecker": rp(sketch=SKETCHES["kronecker"], dim=None),
+    "sketch joint_fourier": rp(sketch=SKETCHES["joint_fourier"], dim=80, kernel=partial(GaussianKernel, features=32)),
+    **{f"kernel {name}": rp(expert_kernel=factory, dim=64) for name, factory in KERNELS.items()},
+    **{f"alignment {name}": rp(alignment=factory) for name, factory in ALIGNMENTS.items()},
+    "preset": rp(sketch=SpectralSketch, expert_kernel=CentredKernel, product_kernel=CentredKernel, C="variance",
+                 expert_weight=4.0, dim=60),
+    "Alone": of("Alone"),
+    "Attention": of("Attention", dim=16, epochs=2),
+    "AverageKernel": of("AverageKernel"),
+    "CCA": of("CCA"),
+    "Comm": of("Comm", dim=16, epochs=2),
+    "Concatenation": of("Concatenation", missing="zeros"),
+    "ExactKrossFuse": of("ExactKrossFuse"),
+    "ExactKrossFuse, fit span": of("ExactKrossFuse", max_dim=10),
+    "Gate": of("Gate", dim=16, epochs=2),
+    "PCAConcatenation": of("PCAConcatenation", dim=5, missing="zeros"),
+    "PostProcess": of("PostProcess", method=AverageKernel, pca_dim=5, normalise=True),
+    "RFFConcatenation": of("RFFConcatenation"),
+    "ReleasedCode": of("ReleasedCode", dim=40),
+    "UnimodalKrossFuse": partial(
+        room.UnimodalKrossFuse, inputs=InputSpec(image_experts={"one": 12, "other": 16}), dim=40
+    ),
+}  # fmt: skip
+
+NOT_IN_ONNX: dict[str, str] = {}
+"""What ONNX has no operator for, with what the error says."""
+
+
+def test_the_table_has_everything_that_there_is() -> None:
+    classes = {name: getattr(room, name) for name in room.__all__}
+    methods = {name for name, cls in classes.items() if isinstance(cls, type) and issubclass(cls, FusionMethod)}
+    tried = {type(make()).__name__ for make in MAKE.values()}
+    assert {m for m in methods if m not in ("FusionMethod", "TrainedFusion")} == tried
+    assert {f"sketch {name}" for name in SKETCHES} | {f"kernel {name}" for name in KERNELS} <= set(MAKE)
+
+
+def features(n: int, roles: dict[str, int], seed: int = 1) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(n, dim, generator=generator) for dim in roles.values())
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Callable[[str], FusionMethod]:
+    made: dict[str, FusionMethod] = {}
+
+    def make(name: str) -> FusionMethod:
+        if name not in made:
+            method = MAKE[name]()
+            given = {
+                m: dict(zip(FusionFunction(method, m).roles, features(90, FusionFunction(method, m).roles), strict=True))
+                for m in method.modalities
+            }
+            labels = torch.arange(90) % 3 if method.trained else None
+            made[name] = method.fit(image=given.get("image"), text=given.get("text"), labels=labels)
+        return made[name]
+
+    return make
+
+
+def rows() -> list[Any]:
+    return [pytest.param(name, m, id=f"{name}-{m}") for name, make in MAKE.items() for m in make().modalities]
+
+
+def farthest(method: FusionMethod, modality: Modality, run: Callable[..., torch.Tensor]) -> float:
+    """Return the largest difference from eager over all batch sizes, relative to the largest magnitude, or 1."""
+    worst = 0.0
+    for n in BATCHES:
+        function = FusionFunction(method, modality)
+        given = features(n, dict(function.roles), seed=n)
+        eager = method.encode(modality, dict(zip(function.roles, given, strict=True)))
+        assert eager.shape == (n, method.out_dim)
+        worst = max(worst, float((run(*given) - eager).abs().max() / eager.abs().max().clamp_min(1)))
+    return worst
+
+
+@pytest.mark.parametrize(("name", "modality"), rows())
+def test_torch_export(name: str, modality: Modality, fitted: Callable[[str], FusionMethod], tmp_path: Path) -> None:
+    method = fitted(name)
+    torch.export.save(export_program(method, modality), tmp_path / "fusion.pt2")
+    assert farthest(method, modality, torch.export.load(tmp_path / "fusion.pt2").module()) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "modality"), rows())
+def test_one_compiled_graph(name: str, modality: Modality, fitted: Callable[[str], FusionMethod]) -> None:
+    torch._dynamo.reset()
+    assert farthest(fitted(name), modality, compiled(fitted(name), modality, backend="aot_eager")) <= TOLERANCE
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs krossfuse[onnx]: make test-extras")
+@pytest.mark.parametrize(("name", "modality"), rows())
+def test_onnx(name: str, modality: Modality, fitted: Callable[[str], FusionMethod], tmp_path: Path) -> None:
+    import onnxruntime
+
+    method, path = fitted(name), tmp_path / "fusion.onnx"
+    if name in NOT_IN_ONNX:
+        with pytest.raises(ConfigError, match=NOT_IN_ONNX[name]):
+            export_onnx(method, modality, path)
+        assert not path.exists()
+        return
+    export_onnx(method, modality, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    roles = list(FusionFunction(method, modality).roles)
+
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        fed = {role: x.numpy() for role, x in zip(roles, given, strict=True) if role in names}
+        (fused,) = session.run(["fused"], fed)
+        return torch.from_numpy(fused)
+
+    assert farthest(method, modality, run) <= TOLERANCE
+
+
+def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFittedError, match="fit"):
+        export_program(MAKE["sketch spectral"](), "image")
+    with pytest.raises(ConfigError, match="explicit"):
+        export_program(ExactKrossFuse(inputs=INPUTS, explicit=False), "image")
+    with pytest.raises(ConfigError, match="modality='text'"):
+        export_program(AverageKernel(inputs=INPUTS), "text")
+
+    class Looks(AverageKernel):
+        def encode(self, modality: Modality, features: Any) -> torch.Tensor:
+            fused = super().encode(modality, features)
+            return fused * 2 if float(fused.sum()) > 0 else fused
+
+    with pytest.raises(ConfigError, match=r"Looks cannot be written by torch\.export"):
+        export_program(Looks(inputs=INPUTS), "image")
+
+
+def test_checks_stay_outside() -> None:
+    """What the method refuses, ``check_batch`` refuses; the traced function gives NaN."""
+    method = MAKE["sketch uniform"]()
+    program = export_program(method, "image").module()
+    bad = {"cross_modal": torch.zeros(2, 12), "dino": torch.ones(2, 16)}
+    with pytest.raises(DataError, match="zero vectors"):
+        check_batch(method, "image", bad)
+    assert program(*bad.values()).isnan().any()
