@@ -45,7 +45,7 @@ def of(name: str, **options: Any) -> Make:
 MAKE: dict[str, Make] = {
     **{f"sketch {name}": rp(sketch=factory) for name, factory in SKETCHES.items()},
     "sketch kronecker": rp(sketch=SKETCHES["kronecker"], dim=None),
-    "sketch joint_fourier": rp(sketch=SKETCHES["joint_fourier"], dim=80, kernel=partial(GaussianKernel, features=32)),
+    "sketch joint_fourier": rp(sketch=SKETCHES["joint_fourier"], dim=64, kernel=partial(GaussianKernel, features=32)),
     **{f"kernel {name}": rp(expert_kernel=factory, dim=64) for name, factory in KERNELS.items()},
     **{f"alignment {name}": rp(alignment=factory) for name, factory in ALIGNMENTS.items()},
     "preset": rp(sketch=SpectralSketch, expert_kernel=CentredKernel, product_kernel=CentredKernel, C="variance",
