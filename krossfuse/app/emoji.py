@@ -20,7 +20,13 @@ from krossfuse.encoders.pair import Pair
 from krossfuse.model.encoder import FusedEncoder
 from krossfuse.model.search import Index, load_index, make_index, save_index
 
-PRESET = ("pair=openmoji_image", "data=openmoji", "fusion=spectral_krossfuse", "fusion.dim=768", "extraction.progress=false")
+PRESET = (
+    "pair=openmoji_image",
+    "data=openmoji",
+    "fusion=spectral_krossfuse",
+    "fusion.dim=768",
+    "extraction.progress=false",
+)
 SIZE = 224
 """Pixels of a drawn emoji's side: that of ``data=openmoji``."""
 

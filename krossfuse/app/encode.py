@@ -49,7 +49,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         raise ConfigError(f"--batch-size={options.batch_size} must be 1 or more, and --workers={options.workers} 0 or "
                           "more")  # fmt: skip
     overrides = [word for word in options.source if "=" in word and not Path(word).exists()]
-    if overrides and len(overrides) < len(options.source) or not overrides and len(options.source) > 1:
+    if (overrides and len(overrides) < len(options.source)) or (not overrides and len(options.source) > 1):
         raise ConfigError(f"give one path, or a dataset as data=NAME data.OPTION=VALUE ..., not {options.source}")
     if overrides and options.column is not None:
         raise ConfigError(f"--column={options.column} is for parquet files, and the source is a dataset")
@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", help="the model: a folder that krossfuse export wrote, or owner/name on the hub")
     parser.add_argument("source", nargs="+", help="a folder of images, an image, a .txt or .parquet file; or data=NAME")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help=f"ends in {' or '.join(SUFFIXES)}")
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE", help=f"ends in {' or '.join(SUFFIXES)}"
+    )
     parser.add_argument("--column", help="of a parquet file")
     parser.add_argument("--normalize", action="store_true", help="scale the embeddings to norm 1")
     parser.add_argument("--batch-size", type=int, default=64, help="items in memory at a time (64)")

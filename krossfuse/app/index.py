@@ -19,7 +19,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
         ConfigError: the source holds texts, or the file has another ending.
         DataError: an image cannot be read; then no file is written.
     """
-    parser = argparse.ArgumentParser(prog="krossfuse index", description="Make an index of images for krossfuse search.")
+    parser = argparse.ArgumentParser(
+        prog="krossfuse index", description="Make an index of images for krossfuse search."
+    )
     parser.add_argument("folder", help="the model: a folder that krossfuse export wrote, or owner/name on the hub")
     parser.add_argument("images", help="a folder of images, or a .parquet file of them")
     parser.add_argument("--column", help="of a parquet file")
@@ -36,5 +38,5 @@ def main(arguments: Iterable[str] | None = None) -> int:
     about = {"kind": "files" if items.root else "rows", "root": str(items.root or "")}
     about["folder"] = str(folder.resolve()) if folder.is_dir() else options.folder
     save_index(make_index(model, items.items, items.names, progress=not options.quiet, about=about), options.out)
-    print(f"{options.out}: {len(items.items)} images; krossfuse search \"WORDS\" --index {options.out}")
+    print(f'{options.out}: {len(items.items)} images; krossfuse search "WORDS" --index {options.out}')
     return 0

@@ -63,7 +63,12 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if options.grid is not None:
         write_grid(options.grid, name, hits, lambda row: _picture(index, row))
     if options.json:
-        found = {"query": name, "items": len(index.names), "seconds": round(seconds, 4), "hits": [asdict(h) for h in hits]}
+        found = {
+            "query": name,
+            "items": len(index.names),
+            "seconds": round(seconds, 4),
+            "hits": [asdict(h) for h in hits],
+        }
         print(json.dumps(found, ensure_ascii=False, indent=1))
     else:
         _print(name, hits, len(index.names), seconds)

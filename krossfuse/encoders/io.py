@@ -6,6 +6,7 @@ and those of modules that the user names (:mod:`krossfuse.core.classes`).
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
@@ -13,6 +14,7 @@ from typing import Any
 
 from krossfuse.core.classes import REGISTERED, check_allowed, check_found_again, defined_class, path_of
 from krossfuse.core.errors import ConfigError
+from krossfuse.core.parts import Modality
 from krossfuse.core.plugins import plugin_modules
 from krossfuse.encoders.base import Encoder
 
@@ -101,3 +103,10 @@ def _placed(value: Any, folder: Path | None) -> Any:
             raise ConfigError(f"the path {value!r} leads out of the model's folder")
         return value.replace(FOLDER, str(folder))
     return value
+
+
+def fingerprints_of(encoder: Encoder, modalities: Iterable[Modality]) -> dict[str, dict[str, Any]]:
+    """Return by modality the fingerprint of an encoder, as JSON has it."""
+    made = {m: dict(encoder.fingerprint(m)) for m in encoder.modalities if m in modalities}
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(made, sort_keys=True, default=str))
+    return plain

@@ -65,3 +65,7 @@ class Pair:
         experts = self.image_experts if modality == "image" else self.text_experts
         cross = {} if self.cross_modal is None else {CROSS_MODAL: self.cross_modal}
         return {**cross, **experts}
+
+    def every(self) -> dict[str, Encoder]:
+        """Return by role all encoders, the cross-modal one first."""
+        return {**self.encoders("image"), **self.encoders("text")}

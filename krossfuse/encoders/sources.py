@@ -171,5 +171,7 @@ def copy_model(source: Path, folder: Path) -> Path:
 def licence_of(folder: Path) -> str:
     """Return the licence that a model folder's card names, or an empty text."""
     card = folder / "README.md"
-    found = re.search(r"^license:\s*(\S.*)$", card.read_text("utf-8", "replace")[:4096], re.M) if card.is_file() else None
+    found = (
+        re.search(r"^license:\s*(\S.*)$", card.read_text("utf-8", "replace")[:4096], re.M) if card.is_file() else None
+    )
     return found[1].strip().strip("'\"") if found else ""

@@ -89,7 +89,9 @@ def export_program(method: FusionMethod, modality: Modality) -> torch.export.Exp
     function(*example)  # says what a trace could not: that it is not fitted, that it has no map
     batch = torch.export.Dim("batch", min=1, max=2**31 - 1)
     with _as_ours(method, "torch.export"):
-        return torch.export.export(function, example, dynamic_shapes=(tuple({0: batch} for _ in example),), strict=False)
+        return torch.export.export(
+            function, example, dynamic_shapes=(tuple({0: batch} for _ in example),), strict=False
+        )
 
 
 def compiled(method: FusionMethod, modality: Modality, **options: Any) -> Any:
@@ -160,6 +162,8 @@ def _as_ours(method: FusionMethod, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # the exporters raise of all kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise ConfigError(f"{type(method).__name__} cannot be written by {what}: {type(error).__name__}: {first}") from error
+        raise ConfigError(
+            f"{type(method).__name__} cannot be written by {what}: {type(error).__name__}: {first}"
+        ) from error
     finally:
         logger.setLevel(level)

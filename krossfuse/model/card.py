@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from krossfuse.core.errors import KrossFuseError
 from krossfuse.encoders.io import describe_encoder
+from krossfuse.model.fused import Fused
 from krossfuse.report.files import escape
 from krossfuse.report.values import digits, scale
 from krossfuse.results.aggregate import CONDITIONS, aggregate
 from krossfuse.results.runs import Run
-
-if TYPE_CHECKING:
-    from krossfuse.model.encoder import FusedEncoder
 
 _FRONT = """---
 library_name: krossfuse
@@ -32,7 +30,7 @@ _USE = {
 }
 
 
-def model_card(model: FusedEncoder, runs: Sequence[Run] = ()) -> str:
+def model_card(model: Fused, runs: Sequence[Run] = ()) -> str:
     """Return the card of a model as markdown.
 
     Args:
@@ -83,12 +81,10 @@ def model_card(model: FusedEncoder, runs: Sequence[Run] = ()) -> str:
     return "\n".join(parts)
 
 
-def _encoders(model: FusedEncoder) -> list[str]:
-    from krossfuse.model.encoder import described_encoders
-
+def _encoders(model: Fused) -> list[str]:
     lines = ["| role | encoder | dimensions | weights (SHA-256) | licence |", "| --- | --- | ---: | --- | --- |"]
     modules = {role: module for m in model.modalities for role, module in model.loaded(m).items()}
-    for role, encoder in described_encoders(model.pair).items():
+    for role, encoder in model.pair.every().items():
         if role not in modules:
             continue
         reference = {k: v for k, v in describe_encoder(encoder).items() if v is not None}
@@ -123,9 +119,17 @@ def _measurements(runs: Sequence[Run]) -> list[str]:
     protocols: dict[str, Mapping[str, Any]] = {}
     for _, cell in table.iterrows():
         record = cell["members"][0][1]
-        of = [cell["data"], cell["modality"], cell["label_set"], *(_condition(n, cell[n]) for n in CONDITIONS), cell["other"]]
+        of = [
+            cell["data"],
+            cell["modality"],
+            cell["label_set"],
+            *(_condition(n, cell[n]) for n in CONDITIONS),
+            cell["other"],
+        ]
         metric = record.declaration()
-        value, low, high = (f"{x * scale(metric):.{digits(metric, x)}f}" for x in (cell["mean"], cell["low"], cell["high"]))
+        value, low, high = (
+            f"{x * scale(metric):.{digits(metric, x)}f}" for x in (cell["mean"], cell["low"], cell["high"])
+        )
         known = cell["interval"] != "none"
         unit = " %" if metric.percent else f" {metric.unit}".rstrip()
         cells = [cell["probe"], cell["metric"], ", ".join(str(x) for x in of if x), f"{value}{unit}"]

@@ -11,12 +11,11 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,32 +24,35 @@ from safetensors.torch import save_file
 from krossfuse.core.errors import ConfigError, KrossFuseError, StoreError
 from krossfuse.core.parts import CROSS_MODAL
 from krossfuse.encoders.base import Encoder
-from krossfuse.encoders.io import build_encoder, describe_encoder
+from krossfuse.encoders.io import build_encoder, describe_encoder, fingerprints_of
 from krossfuse.encoders.pair import Pair
 from krossfuse.fusion.io import check_saveable, load_fusion, save_fusion
+from krossfuse.model.card import model_card
+from krossfuse.model.fused import Fused
 from krossfuse.model.golden import differences, golden_file
-
-if TYPE_CHECKING:
-    from krossfuse.model.encoder import FusedEncoder
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 KIND = "krossfuse.FusedEncoder"
-CONFIG, FUSION, GOLDEN, CARD, ENCODERS = "config.json", "fusion.safetensors", "golden.safetensors", "README.md", "encoders"
+CONFIG, FUSION, GOLDEN, CARD, ENCODERS = (
+    "config.json",
+    "fusion.safetensors",
+    "golden.safetensors",
+    "README.md",
+    "encoders",
+)
 LIBRARIES = ("krossfuse", "torch", "torchvision", "numpy", "pillow")
 
-_Model = TypeVar("_Model", bound="FusedEncoder")
+_Model = TypeVar("_Model", bound=Fused)
 
 
-def write_model(model: FusedEncoder, folder: Path, *, weights: bool) -> None:
+def write_model(model: Fused, folder: Path, *, weights: bool) -> None:
     """Write a model to a folder; what is there of an older one is replaced when everything is written.
 
     Raises:
         ConfigError: an encoder or the fusion cannot be written, or weights cannot be copied.
     """
-    from krossfuse.model.card import model_card
-
     check_saveable(model.fusion)
     folder = folder.expanduser()
     if folder.exists() and not folder.is_dir():
@@ -94,10 +96,8 @@ def write_model(model: FusedEncoder, folder: Path, *, weights: bool) -> None:
                 os.replace(new / name, folder / name)
 
 
-def _describe(model: FusedEncoder, folder: Path, weights: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _describe(model: Fused, folder: Path, weights: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the encoders by place and role as JSON, and the fingerprints of what will be loaded."""
-    from krossfuse.model.encoder import fingerprints_of
-
     pair, fingerprints = model.pair, {}
     places: dict[str, dict[str, Encoder]] = {
         "image_experts": dict(pair.image_experts),
@@ -126,12 +126,12 @@ def _describe(model: FusedEncoder, folder: Path, weights: bool) -> tuple[dict[st
     return described, fingerprints
 
 
-def _golden_of_copy(model: FusedEncoder, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _golden_of_copy(model: Fused, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the golden embeddings of a model whose encoders were rounded: of encoders that are loaded afresh."""
     return golden_file(type(model)(model.pair, load_fusion(folder / FUSION, plugins=_modules(model))))
 
 
-def _modules(model: FusedEncoder) -> list[str]:
+def _modules(model: Fused) -> list[str]:
     return [type(part).__module__ for part in model.fusion.modules()]
 
 
@@ -260,7 +260,9 @@ def _pair(config: Mapping[str, Any], folder: Path, plugins: list[str], given: di
             try:
                 made[role] = build_encoder(of, folder=folder, plugins=plugins)
             except ConfigError as error:
-                raise ConfigError(f"model {str(folder)!r}, encoder {role!r}: {error}. {_WAY_OUT.format(role)}") from None
+                raise ConfigError(
+                    f"model {str(folder)!r}, encoder {role!r}: {error}. {_WAY_OUT.format(role)}"
+                ) from None
     experts = {
         place: {role: made[role] for role in described.get(place) or {}} for place in ("image_experts", "text_experts")
     }
@@ -279,11 +281,9 @@ def _other_fingerprints(config: Mapping[str, Any], pair: Pair) -> tuple[dict[str
     Raises:
         ConfigError: an encoder is not there.
     """
-    from krossfuse.model.encoder import described_encoders, fingerprints_of
-
     newer: dict[str, tuple[Any, Any]] = {}
     other: list[str] = []
-    for role, encoder in described_encoders(pair).items():
+    for role, encoder in pair.every().items():
         saved = config["fingerprints"].get(role)
         if not isinstance(saved, Mapping):
             raise StoreError(f"{CONFIG} is damaged: it has no fingerprint of encoder {role!r}; save the model again")

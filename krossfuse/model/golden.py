@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,7 @@ from torch import Tensor
 from krossfuse.core.errors import StoreError
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import EncoderModule
-
-if TYPE_CHECKING:
-    from krossfuse.model.encoder import FusedEncoder
+from krossfuse.model.fused import Fused
 
 TEXTS = (
     "a red mushroom",
@@ -46,7 +44,7 @@ def golden_images() -> list[Image.Image]:
     return made
 
 
-def golden(model: FusedEncoder, images: list[Image.Image], texts: list[str]) -> dict[str, Tensor]:
+def golden(model: Fused, images: list[Image.Image], texts: list[str]) -> dict[str, Tensor]:
     """Return what a model makes of golden inputs: by ``MODALITY/prepared/ROLE``, ``MODALITY/encoder/ROLE``, fused.
 
     Args:
@@ -74,7 +72,7 @@ def _prepared(module: EncoderModule, modality: Modality, given: list[Any]) -> It
         yield "", torch.cat([pool(module.prepare_image(image)[None]).flatten(1) for image in given])
 
 
-def golden_file(model: FusedEncoder) -> tuple[dict[str, Tensor], dict[str, str]]:
+def golden_file(model: Fused) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return tensors and metadata of ``golden.safetensors``: inputs and what they became."""
     images, texts = golden_images(), list(TEXTS)
     tensors = golden(model, images, texts)
@@ -82,7 +80,7 @@ def golden_file(model: FusedEncoder) -> tuple[dict[str, Tensor], dict[str, str]]
     return tensors, {"texts": json.dumps(texts, ensure_ascii=False)}
 
 
-def differences(model: FusedEncoder, tensors: dict[str, Tensor], metadata: dict[str, str]) -> list[str]:
+def differences(model: Fused, tensors: dict[str, Tensor], metadata: dict[str, str]) -> list[str]:
     """Return, in words, what a model makes of the golden inputs that is not what was saved; empty: all is equal.
 
     Raises:

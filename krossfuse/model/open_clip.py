@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from krossfuse.core.errors import DataError
 from krossfuse.core.unit import normalised
-from krossfuse.model.encoder import FusedEncoder
+from krossfuse.model.fused import Fused
 from krossfuse.model.items import Pictures, image_items, text_items
 
 
 class Preprocess:
     """An image (PIL, path, array or tensor) to the inputs of all image encoders, side by side: (numbers,) float32."""
 
-    def __init__(self, model: FusedEncoder) -> None:
+    def __init__(self, model: Fused) -> None:
         self.modules = model.loaded("image")
         blank = Pictures([torch.zeros(3, 64, 64, dtype=torch.uint8)])[0]
         self.shapes = {role: tuple(module.prepare_image(blank).shape) for role, module in self.modules.items()}
@@ -68,7 +68,7 @@ class Tokenizer:
     not known, to the longest text).
     """
 
-    def __init__(self, model: FusedEncoder) -> None:
+    def __init__(self, model: Fused) -> None:
         self.modules = model.loaded("text")
         self.names = {role: tuple(module.prepare_text(["a"])) for role, module in self.modules.items()}
 
@@ -104,7 +104,11 @@ class Tokenizer:
             width, used = int(rows[:, at].max()), int(rows[:, at + 1].max())
             tokens = rows[:, at + 2 : at + 2 + len(names) * width]
             at += 2 + len(names) * width
-            if not 0 < used <= width or at > rows.shape[1] or bool((rows[:, at - len(names) * width - 2] != width).any()):
+            if (
+                not 0 < used <= width
+                or at > rows.shape[1]
+                or bool((rows[:, at - len(names) * width - 2] != width).any())
+            ):
                 raise DataError(f"tokens of shape {tuple(rows.shape)} are not rows of this model's own tokenizer")
             made[role] = {name: x[:, :used] for name, x in zip(names, tokens.split(width, 1), strict=True)}
         return made
@@ -121,7 +125,7 @@ class OpenCLIPForm(nn.Module):
         logit_scale: 0, so that ``logit_scale.exp()`` is 1.
     """
 
-    def __init__(self, model: FusedEncoder) -> None:
+    def __init__(self, model: Fused) -> None:
         super().__init__()
         self.fused = model
         self.output_dim = model.dim
@@ -153,9 +157,3 @@ class OpenCLIPForm(nn.Module):
         images = None if image is None else self.encode_image(image, normalize=True)
         texts = None if text is None else self.encode_text(text, normalize=True)
         return images, texts, torch.as_tensor(self.logit_scale).exp()
-
-
-def open_clip_form(model: FusedEncoder) -> tuple[OpenCLIPForm, Preprocess | None, Tokenizer | None]:
-    """Return ``(model, preprocess, tokenizer)``; None for a side that the fusion does not have."""
-    form = OpenCLIPForm(model)
-    return form, form.preprocess, form.tokenizer

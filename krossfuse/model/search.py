@@ -15,7 +15,7 @@ from krossfuse.core.errors import ConfigError, StoreError, check_positive
 from krossfuse.core.files import replacing
 from krossfuse.core.unit import normalised
 from krossfuse.features.embeddings.safetensors_file import write_safetensors
-from krossfuse.model.encoder import FusedEncoder
+from krossfuse.model.fused import Fused
 
 FORMAT = "krossfuse-index-1"
 
@@ -46,7 +46,7 @@ class Index:
     model: str
     about: Mapping[str, str] = field(default_factory=dict)
 
-    def check_model(self, model: FusedEncoder) -> None:
+    def check_model(self, model: Fused) -> None:
         """Check that a model made this index.
 
         Raises:
@@ -86,7 +86,7 @@ class Index:
 
 
 def make_index(
-    model: FusedEncoder, items: Any, names: Sequence[str], *, progress: bool = False, about: Mapping[str, str] | None = None
+    model: Fused, items: Any, names: Sequence[str], *, progress: bool = False, about: Mapping[str, str] | None = None
 ) -> Index:
     """Return the index of images.
 

@@ -107,7 +107,7 @@ class FusedModule(nn.Module):
         for role in self.model.loaded(modality):
             head = f"{modality}:{role}"
             named = {key.removeprefix(f"{head}:"): x for key, x in features.items() if key.startswith(f"{head}:")}
-            inputs[role] = features[head] if head in features else named
+            inputs[role] = features.get(head, named)
         return inputs
 
     def save(self, output_path: str, *args: Any, **options: Any) -> None:

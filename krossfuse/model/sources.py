@@ -86,7 +86,9 @@ def _parquet(path: Path, column: str | None) -> Items:
     try:
         columns = parquet.read_schema(path).names
         if column is None or column not in columns:
-            raise ConfigError(f"{str(path)!r}: say --column with one of {columns}" + (f", not {column!r}" if column else ""))
+            raise ConfigError(
+                f"{str(path)!r}: say --column with one of {columns}" + (f", not {column!r}" if column else "")
+            )
         values = parquet.read_table(path, columns=[column]).column(0)
     except (ArrowException, OSError) as error:
         raise DataError(f"{str(path)!r} cannot be read as parquet: {error}") from None
@@ -102,7 +104,9 @@ def _parquet(path: Path, column: str | None) -> Items:
         return Items("text", texts, names)
     if isinstance(first, bytes) or (isinstance(first, dict) and "bytes" in first):
         return Items("image", _Bytes(values, f"{str(path)!r}, column {column!r}"), names)
-    raise DataError(f"{str(path)!r}, column {column!r} holds {type(first).__name__}; it must hold texts, or images as bytes")
+    raise DataError(
+        f"{str(path)!r}, column {column!r} holds {type(first).__name__}; it must hold texts, or images as bytes"
+    )
 
 
 class _Bytes(Sequence[Image.Image]):

@@ -93,7 +93,9 @@ def fitted() -> Callable[[str], FusionMethod]:
         if name not in made:
             method = MAKE[name]()
             given = {
-                m: dict(zip(FusionFunction(method, m).roles, features(90, FusionFunction(method, m).roles), strict=True))
+                m: dict(
+                    zip(FusionFunction(method, m).roles, features(90, FusionFunction(method, m).roles), strict=True)
+                )
                 for m in method.modalities
             }
             labels = torch.arange(90) % 3 if method.trained else None

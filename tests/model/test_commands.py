@@ -36,7 +36,9 @@ def test_a_run_without_its_fusion_becomes_the_same_model(run: Path, saved: Path,
         assert torch.equal(load_file(tmp_path / "model" / "fusion.safetensors")[name], x), name
     card = (tmp_path / "model" / "README.md").read_text()
     records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    of_group = next(r for r in records if r["metric"] == "accuracy" and r["probe"] == "zero_shot" and r["label_set"] == "group")
+    of_group = next(
+        r for r in records if r["metric"] == "accuracy" and r["probe"] == "zero_shot" and r["label_set"] == "group"
+    )
     assert f"{100 * of_group['value']:.1f} %" in card
     assert "95% interval" in card
     assert "CC BY-SA 4.0" in card

@@ -111,7 +111,7 @@ def test_classify_decides_as_the_zero_shot_probe(
     head, _ = zero_shot_heads(space, texts)
     expected = head.decide(fused[TEST_IMAGES])
     prompts = bundle.info.label_sets["group"].prompts
-    names = [text for text in prompts["name"].texts]
+    names = list(prompts["name"].texts)
     decided, scores = model.classify(pictures, names, prompts["default"].templates, return_scores=True)
     assert torch.equal(decided, expected)
     torch.testing.assert_close(scores, head(fused[TEST_IMAGES]))

@@ -111,7 +111,9 @@ def test_a_changed_preprocessing_is_named(saved: Path, copy: Path, monkeypatch: 
         FusedEncoder.from_pretrained(edit(copy, change))
     # One that no fingerprint knows of: another code.
     square = bundled._square
-    monkeypatch.setattr(bundled, "_square", lambda image, size, mean, std: square(image, size, mean=mean, std=std * 1.02))
+    monkeypatch.setattr(
+        bundled, "_square", lambda image, size, mean, std: square(image, size, mean=mean, std=std * 1.02)
+    )
     with pytest.raises(StoreError, match="the preprocessing of images for 'efficientnet_lite0' is not what it was"):
         FusedEncoder.from_pretrained(saved)
 
@@ -183,7 +185,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         "wieghts",
     ),
     "a missing encoder": (
-        encoder_of("cross_modal", {"_target_": "krossfuse.encoders.bundled.OpenMojiCLIP", "weights": "/gone.safetensors"}),
+        encoder_of(
+            "cross_modal", {"_target_": "krossfuse.encoders.bundled.OpenMojiCLIP", "weights": "/gone.safetensors"}
+        ),
         ConfigError,
         "encoder 'cross_modal': weights='/gone.safetensors': no such file.* --weights",
     ),
