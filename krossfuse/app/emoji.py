@@ -1,4 +1,4 @@
-"""The bundled example: the preset fusion of the bundled pair, and an index of all emoji; made once, kept in the cache."""
+"""The bundled example: the preset fusion of the bundled pair, and an index of all emoji; made once, and cached."""
 
 from __future__ import annotations
 

@@ -147,6 +147,6 @@ def _check_same(run: Run, method: FusionMethod) -> None:
     other = [f"{key}: {was[key]} then, {now.get(key)} now" for key in was if key in now and was[key] != now[key]]
     if other:
         raise StoreError(
-            f"run {str(run.folder)!r}: the fusion that was fitted again is not the run's ({'; '.join(other)}); its data, "
-            "encoders or libraries have changed since. Run it again, with save_fusion=true"
+            f"run {str(run.folder)!r}: the fusion that was fitted again is not the run's ({'; '.join(other)}); its "
+            "data, encoders or libraries have changed since. Run it again, with save_fusion=true"
         )

@@ -44,7 +44,8 @@ def check_found_again(cls: type, register_with: str) -> None:
         return
     if "<locals>" in path:
         raise ConfigError(
-            f"{path} could not be loaded again: it is defined inside a function; move it to the top of a module, {other}"
+            f"{path} could not be loaded again: it is defined inside a function; move it to the top of a module, "
+            f"{other}"
         )
     if cls.__module__ == "__main__" or getattr(import_module(cls.__module__), cls.__qualname__, None) is not cls:
         raise ConfigError(

@@ -2,8 +2,8 @@
 
     model, preprocess, tokenizer = krossfuse.FusedEncoder.from_pretrained(folder).open_clip()
 
-Code that was written for open_clip runs on it as it is. What ``preprocess`` and ``tokenizer`` return holds the inputs of
-all encoders side by side, in one tensor that loaders can stack and move: a prepared image is a vector, not
+Code that was written for open_clip runs on it as it is. What ``preprocess`` and ``tokenizer`` return holds the inputs
+of all encoders side by side, in one tensor that loaders can stack and move: a prepared image is a vector, not
 (channels, h, w); a tokenised text is a row of numbers with a head that says how long each encoder's share is.
 """
 
@@ -54,7 +54,7 @@ class Preprocess:
         sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
         if images.ndim != 2 or images.shape[1] != sum(sizes):
             raise DataError(
-                f"images of shape {tuple(images.shape)}: expected (n, {sum(sizes)}), rows of this model's own preprocess"
+                f"images of shape {tuple(images.shape)}: expected (n, {sum(sizes)}), rows of the model's own preprocess"
             )
         parts = images.split(sizes, 1)
         return {role: x.unflatten(1, shape) for (role, shape), x in zip(self.shapes.items(), parts, strict=True)}
@@ -63,9 +63,9 @@ class Preprocess:
 class Tokenizer:
     """Texts to the tokens of all text encoders, side by side: (n, numbers) int64.
 
-    Each encoder's share is a head of two numbers, its width and how much of that the longest text of the call fills, and
-    then the named tensors of its own tokenizer, padded with zeros to the tokens that it reads at most (or, where that is
-    not known, to the longest text).
+    Each encoder's share is a head of two numbers, its width and how much of that the longest text of the call fills,
+    and then the named tensors of its own tokenizer, padded with zeros to the tokens that it reads at most (or, where
+    that is not known, to the longest text).
     """
 
     def __init__(self, model: Fused) -> None:
@@ -99,7 +99,7 @@ class Tokenizer:
         made, at = {}, 0
         for role, names in self.names.items():
             if rows.ndim != 2 or rows.is_floating_point() or at + 2 > rows.shape[1]:
-                raise DataError(f"tokens of shape {tuple(rows.shape)} ({rows.dtype}): expected rows of this model's own "
+                raise DataError(f"tokens of shape {tuple(rows.shape)} ({rows.dtype}): expected rows of the model's own "
                                 "tokenizer")  # fmt: skip
             width, used = int(rows[:, at].max()), int(rows[:, at + 1].max())
             tokens = rows[:, at + 2 : at + 2 + len(names) * width]
@@ -109,7 +109,7 @@ class Tokenizer:
                 or at > rows.shape[1]
                 or bool((rows[:, at - len(names) * width - 2] != width).any())
             ):
-                raise DataError(f"tokens of shape {tuple(rows.shape)} are not rows of this model's own tokenizer")
+                raise DataError(f"tokens of shape {tuple(rows.shape)} are not rows of the model's own tokenizer")
             made[role] = {name: x[:, :used] for name, x in zip(names, tokens.split(width, 1), strict=True)}
         return made
 

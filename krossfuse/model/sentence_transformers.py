@@ -6,8 +6,8 @@
     model = SentenceTransformer(modules=[FusedModule(krossfuse.FusedEncoder.from_pretrained(folder))])
     model.encode(["a red mushroom", Image.open("one.png")])
 
-A list may hold both: what is a text is encoded as a text, everything else as an image. ``model.save_pretrained`` writes the
-fused encoder's own folder beside sentence-transformers' files.
+A list may hold both: what is a text is encoded as a text, everything else as an image. ``model.save_pretrained`` writes
+the fused encoder's own folder beside sentence-transformers' files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of what is exportable: every method, sketch, kernel and alignment, as torch.export, one compiled graph, ONNX."""
+"""The table of what is exportable: every method, sketch, kernel, alignment; torch.export, one compiled graph, ONNX."""
 
 from __future__ import annotations
 

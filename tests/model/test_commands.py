@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from krossfuse.app import encode, search
@@ -76,11 +77,9 @@ def test_runs_that_cannot_be_exported_are_named(run: Path, tmp_path: Path) -> No
     (bare / "config.yaml").unlink()
     with pytest.raises(StoreError, match=r"has no config\.yaml"):
         export_command.export(bare)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (bare / "config.yaml").write_text(yaml.safe_dump({**config, "pair": None}))
     with pytest.raises(ConfigError, match="used features of a file"):
-        config = (run / "config.yaml").read_text()
-        import yaml
-
-        (bare / "config.yaml").write_text(yaml.safe_dump({**yaml.safe_load(config), "pair": None}))
         export_command.export(bare)
     with pytest.raises(ConfigError, match="has no folds"):
         export_command.export(run, fold=1)
@@ -104,9 +103,9 @@ def test_encode_writes_rows_with_names(model: FusedEncoder, saved: Path, emoji_f
     made = np.load(tmp_path / "t.npz")
     assert list(made["names"]) == ["a cat", "a dog"]
     assert np.allclose(np.linalg.norm(made["features"], axis=1), 1, atol=1e-6)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "one.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="cannot read image"):
-        (tmp_path / "bad").mkdir()
-        (tmp_path / "bad" / "one.png").write_bytes(b"no image")
         encode.main([str(saved), str(tmp_path / "bad"), "-o", str(tmp_path / "b.npz"), "--quiet"])
     assert not (tmp_path / "b.npz").exists()
 

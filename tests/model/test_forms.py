@@ -35,7 +35,7 @@ def test_code_for_open_clip_runs_as_it_is(model: FusedEncoder, emoji_files: Path
 
 def test_tensors_of_another_preprocessing_are_refused(model: FusedEncoder) -> None:
     clip, preprocess, tokenizer = model.open_clip()
-    with pytest.raises(DataError, match="rows of this model's own preprocess"):
+    with pytest.raises(DataError, match="rows of the model's own preprocess"):
         clip.encode_image(torch.zeros(1, 3, 224, 224))
     with pytest.raises(DataError, match="own tokenizer"):
         clip.encode_text(torch.zeros(1, 77, dtype=torch.int64))
