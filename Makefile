@@ -10,7 +10,7 @@ OUT    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-faults test-lowest test-extras test-flower lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower wheel lock clean
+.PHONY: help setup run test test-all test-faults test-lowest test-extras test-flower lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower bench-search wheel lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -62,7 +62,7 @@ $(EXTRAS)/.ready: pyproject.toml requirements-extras.lock
 
 test-extras: $(EXTRAS)/.ready ## The tests of what needs an optional package, with all of these, in .venv-extras
 	$(EXTRAS)/bin/python -m pytest -n 2 -m "not slow and not network and not faults" tests/results/test_optional_trackers.py \
-	  tests/probes/test_graph.py tests/probes/test_label_free.py $(ARGS)
+	  tests/probes/test_graph.py tests/probes/test_label_free.py tests/fusion/test_export.py tests/model/test_commands.py $(ARGS)
 
 # Flower wants older packages than everything else, so that it has a lock and an environment of its own.
 $(FLOWER)/.ready: pyproject.toml requirements-flower.lock
@@ -107,6 +107,9 @@ bench-cepam: $(READY) ## CEPAM's quantiser, messages and simulation against the 
 bench-flower: $(FLOWER)/.ready ## Flower's messages on the wire under CEPAM and as float32, and what a round costs; OUT=FILE for the JSON
 	$(FLOWER)/bin/python -m experiments.benchmarks.flower $(if $(OUT),--out $(OUT)) $(ARGS)
 
+bench-search: $(READY) ## Search over the emoji: time of a query, recall against both parents; OUT=FILE for the JSON
+	$(BIN)/python -m experiments.benchmarks.search $(if $(OUT),--out $(OUT)) $(ARGS)
+
 wheel: $(READY) ## Build dist/krossfuse-*.whl, configuration included
 	$(BIN)/python -m build --wheel --no-isolation
 
@@ -117,7 +120,7 @@ lock: ## Resolve the lock files anew (pins only)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --output-file requirements.lock
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --constraint requirements.lock --output-file requirements-extras.lock \
-	  --extra faiss --extra mlflow --extra tensorboard
+	  --extra faiss --extra mlflow --extra tensorboard --extra onnx --extra parquet
 	cp requirements.lock requirements-flower.lock  # the same versions wherever Flower admits them
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --output-file requirements-flower.lock --extra flower
 

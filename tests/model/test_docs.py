@@ -29,7 +29,13 @@ def test_every_block_runs(
             continue
         for line in block.splitlines():
             krossfuse(*shlex.split(line)[1:])
-    for made in ("run/fusion.safetensors", "fused/config.json", "features.safetensors", "emoji.safetensors", "found.html"):
+    for made in (
+        "run/fusion.safetensors",
+        "fused/config.json",
+        "features.safetensors",
+        "emoji.safetensors",
+        "found.html",
+    ):
         assert (tmp_path / made).is_file(), made
     model = names["model"]
     assert (names["images"].shape, names["text"].shape, names["scores"].shape) == ((2, 300), (300,), (1, 2))  # type: ignore[attr-defined]

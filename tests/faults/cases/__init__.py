@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from faults.case import Case
-from faults.cases import composing, datasets, embeddings, encoders, flower, fusion, probes, python, results, stores
+from faults.cases import composing, datasets, embeddings, encoders, flower, fusion, model, probes, python, results, stores
 
 CASES: list[Case] = [
     case
-    for room in (composing, datasets, embeddings, encoders, stores, fusion, flower, probes, results, python)
+    for room in (composing, datasets, embeddings, encoders, stores, fusion, flower, probes, results, python, model)
     for case in room.CASES
 ]
