@@ -28,7 +28,7 @@ class FusedEncoder(
         >>> model.similarity(model.encode_text("a cat"), model.encode_image(["cat.png"]))    # doctest: +SKIP
     """
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | Path,
         *,
@@ -42,7 +42,7 @@ class FusedEncoder(
         Args:
             save_directory: the folder; it is made. A model in it is replaced, once the new one is complete.
             weights: copy the encoders' weights too, so that the folder needs nothing else; False = refer to them;
-                None = as this model was loaded.
+                None = as this model was loaded, or saved before.
             push_to_hub: upload it, too.
             repo_id: where to; None = the folder's name.
             **hub: of ``push_to_hub`` of huggingface_hub's mixin.
@@ -65,7 +65,7 @@ class FusedEncoder(
         write_model(self, save_directory, weights=self.copied)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """Load a model from a folder, or from the Hugging Face hub.
 
         What was saved is held against what is here: digests of the files, the encoders' fingerprints (weights,
@@ -90,7 +90,7 @@ class FusedEncoder(
         return cls._from_pretrained(model_id=str(fetch_model(str(pretrained_model_name_or_path), **hub)), **options)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:  # type: ignore[override]
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
         return read_model(cls, Path(model_id), **options)
 
     def open_clip(self) -> tuple[OpenCLIPForm, Preprocess | None, Tokenizer | None]:

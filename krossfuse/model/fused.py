@@ -121,9 +121,27 @@ class Fused(nn.Module):
     # Encoding
 
     @overload
-    def encode_image(self, images: Any, *, convert_to: Literal["torch"] = "torch", **options: Any) -> Tensor: ...
+    def encode_image(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 64,
+        normalize: bool = False,
+        convert_to: Literal["torch"] = "torch",
+        progress: bool = False,
+        num_workers: int = 0,
+    ) -> Tensor: ...
     @overload
-    def encode_image(self, images: Any, *, convert_to: Literal["numpy"], **options: Any) -> NDArray[Any]: ...
+    def encode_image(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 64,
+        normalize: bool = False,
+        convert_to: Literal["numpy"],
+        progress: bool = False,
+        num_workers: int = 0,
+    ) -> NDArray[Any]: ...
     def encode_image(
         self,
         images: Any,
@@ -161,9 +179,25 @@ class Fused(nn.Module):
         return self._given_back(fused, single, normalize, convert_to)
 
     @overload
-    def encode_text(self, texts: Any, *, convert_to: Literal["torch"] = "torch", **options: Any) -> Tensor: ...
+    def encode_text(
+        self,
+        texts: Any,
+        *,
+        batch_size: int = 64,
+        normalize: bool = False,
+        convert_to: Literal["torch"] = "torch",
+        progress: bool = False,
+    ) -> Tensor: ...
     @overload
-    def encode_text(self, texts: Any, *, convert_to: Literal["numpy"], **options: Any) -> NDArray[Any]: ...
+    def encode_text(
+        self,
+        texts: Any,
+        *,
+        batch_size: int = 64,
+        normalize: bool = False,
+        convert_to: Literal["numpy"],
+        progress: bool = False,
+    ) -> NDArray[Any]: ...
     def encode_text(
         self,
         texts: Any,
@@ -307,13 +341,14 @@ class Fused(nn.Module):
         Raises:
             DataError: other dimensions.
         """
-        x, y = (torch.atleast_2d(torch.as_tensor(value)) for value in (a, b))
+        x, y = _rows(a), _rows(b)
         if x.shape[1] != y.shape[1]:
             raise DataError(f"embeddings of {x.shape[1]} and of {y.shape[1]} dimensions have no similarity; are both "
                             "of the same model?")  # fmt: skip
         if cosine:
             x, y = normalised(x), normalised(y)
-        return x @ y.to(x).T
+        similarities: Tensor = x @ y.to(x).T
+        return similarities
 
     def classify(
         self,
@@ -359,7 +394,7 @@ class Fused(nn.Module):
         )
         items, single = image_items(images)
         embeddings = self.encode_image(items, **options)
-        scores = head(torch.atleast_2d(torch.as_tensor(embeddings)).cpu())
+        scores = head(_rows(embeddings).cpu())
         decisions = decide(scores)
         if single:
             scores, decisions = scores[0], decisions[0]
@@ -381,6 +416,12 @@ class Fused(nn.Module):
             sha.update(f"{name} {tuple(tensor.shape)}".encode())
             sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
+
+
+def _rows(embeddings: Any) -> Tensor:
+    """Return embeddings as (n, dim); one alone is one row."""
+    x = torch.as_tensor(embeddings)
+    return x if x.ndim > 1 else x[None]
 
 
 def _placed(inputs: Any, module: EncoderModule, device: torch.device) -> Any:

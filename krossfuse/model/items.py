@@ -89,10 +89,10 @@ class Pictures(Sequence[Image.Image]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: Any) -> Image.Image:
+    def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]
         image = self.images[index]
         if isinstance(image, str | os.PathLike):
-            return open_image(image)  # its modes are the datasets' matter
+            return open_image(os.fspath(image))  # its modes are the datasets' matter
         if isinstance(image, Tensor | np.ndarray):
             image = _from_numbers(image, f"image {index}")
         if not isinstance(image, Image.Image):
@@ -135,8 +135,8 @@ def _from_numbers(numbers: Tensor | NDArray[Any], name: str) -> Image.Image:
         if numbers.ndim != 3 or numbers.shape[0] not in (1, 3, 4):
             raise DataError(f"{name}: a tensor of shape {tuple(numbers.shape)}; expected (3, h, w), (1, h, w) or "
                             "(4, h, w)")  # fmt: skip
-        array = numbers.detach().cpu().permute(1, 2, 0)
-        array = (array.float() if array.is_floating_point() else array).numpy()
+        pixels = numbers.detach().cpu().permute(1, 2, 0)
+        array: NDArray[Any] = (pixels.float() if pixels.is_floating_point() else pixels).numpy()
     else:
         array = numbers[..., None] if numbers.ndim == 2 else numbers
         if not _is_one(array):

@@ -56,7 +56,7 @@ class Preprocess:
             raise DataError(
                 f"images of shape {tuple(images.shape)}: expected (n, {sum(sizes)}), rows of the model's own preprocess"
             )
-        parts = images.split(sizes, 1)
+        parts = torch.split(images, sizes, 1)
         return {role: x.unflatten(1, shape) for (role, shape), x in zip(self.shapes.items(), parts, strict=True)}
 
 
@@ -110,7 +110,7 @@ class Tokenizer:
                 or bool((rows[:, at - len(names) * width - 2] != width).any())
             ):
                 raise DataError(f"tokens of shape {tuple(rows.shape)} are not rows of the model's own tokenizer")
-            made[role] = {name: x[:, :used] for name, x in zip(names, tokens.split(width, 1), strict=True)}
+            made[role] = {name: x[:, :used] for name, x in zip(names, torch.split(tokens, width, 1), strict=True)}
         return made
 
 

@@ -4,10 +4,12 @@
     from krossfuse.model.sentence_transformers import FusedModule
 
     model = SentenceTransformer(modules=[FusedModule(krossfuse.FusedEncoder.from_pretrained(folder))])
-    model.encode(["a red mushroom", Image.open("one.png")])
+    model.encode(["a red mushroom", "a dog"])
+    model.encode([Image.open("one.png")])
 
-A list may hold both: what is a text is encoded as a text, everything else as an image. ``model.save_pretrained`` writes
-the fused encoder's own folder beside sentence-transformers' files.
+What is a text is encoded as a text, everything else as an image. The module takes lists of both; sentence-transformers
+from version 6 on wants one call each. ``model.save_pretrained`` writes the fused encoder's own folder beside
+sentence-transformers' files.
 """
 
 from __future__ import annotations
@@ -39,10 +41,9 @@ class FusedModule(nn.Module):
         self.model = model
 
     @property
-    def modalities(self) -> list[Any]:
-        """What it encodes, and that a list may hold both."""
-        each = list(self.model.modalities)
-        return [*each, tuple(each)] if len(each) > 1 else each
+    def modalities(self) -> list[str]:
+        """What it encodes."""
+        return list(self.model.modalities)
 
     def get_sentence_embedding_dimension(self) -> int:
         """Dimension of the embeddings."""

@@ -118,7 +118,7 @@ class _Bytes(Sequence[Image.Image]):
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, row: Any) -> Image.Image:
+    def __getitem__(self, row: int) -> Image.Image:  # type: ignore[override]
         value = self.values[row].as_py()
         content = value.get("bytes") if isinstance(value, dict) else value
         if content is None:

