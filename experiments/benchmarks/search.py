@@ -4,8 +4,8 @@ Time of a text query after loading, over all emoji; and recall@10 of image-to-im
 embedding and of both parents alone, with 95% intervals and paired comparisons.
 
 Queries are the test emoji, the gallery all emoji that the cross-modal encoder was not trained on. Relevant is what is
-of the query's subgroup; variants of one drawing (its family) are left out of the query's gallery, for every method would
-find them. recall@10 is the share of the relevant among the first ten, out of ten or of as many as there are.
+of the query's subgroup; variants of one drawing (its family) are left out of the query's gallery, for every method
+would find them. recall@10 is the share of the relevant among the first ten, out of ten or of as many as there are.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Preprocess:
                 f"images of shape {tuple(images.shape)}: expected (n, {sum(sizes)}), rows of the model's own preprocess"
             )
         parts = torch.split(images, sizes, 1)
-        return {role: x.unflatten(1, shape) for (role, shape), x in zip(self.shapes.items(), parts, strict=True)}
+        return {role: x.reshape(len(x), *shape) for (role, shape), x in zip(self.shapes.items(), parts, strict=True)}
 
 
 class Tokenizer:

@@ -68,8 +68,8 @@ MAKE: dict[str, Make] = {
     ),
 }  # fmt: skip
 
-NOT_IN_ONNX: dict[str, str] = {}
-"""What ONNX has no operator for, with what the error says."""
+IN_ONNXRUNTIME = {"sketch tensor_sketch": 1e-5}
+"""Of whom more is allowed in ONNX: its runtime's Fourier transform in float32 has larger errors than torch's."""
 
 
 def test_the_table_has_everything_that_there_is() -> None:
@@ -140,11 +140,6 @@ def test_onnx(name: str, modality: Modality, fitted: Callable[[str], FusionMetho
     import onnxruntime
 
     method, path = fitted(name), tmp_path / "fusion.onnx"
-    if name in NOT_IN_ONNX:
-        with pytest.raises(ConfigError, match=NOT_IN_ONNX[name]):
-            export_onnx(method, modality, path)
-        assert not path.exists()
-        return
     export_onnx(method, modality, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
@@ -155,7 +150,7 @@ def test_onnx(name: str, modality: Modality, fitted: Callable[[str], FusionMetho
         (fused,) = session.run(["fused"], fed)
         return torch.from_numpy(fused)
 
-    assert farthest(method, modality, run) <= TOLERANCE
+    assert farthest(method, modality, run) <= IN_ONNXRUNTIME.get(name, TOLERANCE)
 
 
 def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:

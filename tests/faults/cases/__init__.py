@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from faults.case import Case
-from faults.cases import composing, datasets, embeddings, encoders, flower, fusion, model, probes, python, results, stores
+from faults.cases import (
+    composing,
+    datasets,
+    embeddings,
+    encoders,
+    flower,
+    fusion,
+    model,
+    probes,
+    python,
+    results,
+    stores,
+)
 
 CASES: list[Case] = [
     case
