@@ -299,7 +299,9 @@ class Fused(nn.Module):
             streams.start(self.device)
         try:
             with _bar(progress, f"{modality}s", len(rows)) as advance:
-                for batch in loader(rows, batch_size):
+                loading = loader(rows, batch_size)
+                # Without processes a loader only adds its start to the time of a single query.
+                for batch in loading if num_workers else (rows[at] for at in loading.sampler):
                     features = self.features(modality, batch.inputs, streams)
                     self._count_cut(batch, cut)
                     advance(len(next(iter(features.values()))))

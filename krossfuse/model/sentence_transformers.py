@@ -9,7 +9,8 @@
 
 What is a text is encoded as a text, everything else as an image. The module takes lists of both; sentence-transformers
 from version 6 on wants one call each. ``model.save_pretrained`` writes the fused encoder's own folder beside
-sentence-transformers' files.
+sentence-transformers' files; ``FusedModule.load`` reads it (``SentenceTransformer(folder)`` takes every class that is
+not its own for remote code, and asks for ``trust_remote_code=True``).
 """
 
 from __future__ import annotations

@@ -62,6 +62,6 @@ def test_sentence_transformers_takes_images_and_texts(model: FusedEncoder, emoji
     prompted = model.encode_text([f"a picture of {text}" for text in TEXTS], normalize=True, convert_to="numpy")
     np.testing.assert_allclose(unit, prompted, atol=1e-5)
     wrapped.save_pretrained(str(tmp_path / "st"))
-    again = SentenceTransformer(str(tmp_path / "st"), device="cpu")
+    again = SentenceTransformer(modules=[FusedModule.load(str(tmp_path / "st"))], device="cpu")
     np.testing.assert_allclose(again.encode([image]), expected[[1]], atol=1e-5)
     assert FusedEncoder.from_pretrained(tmp_path / "st").digest == model.digest

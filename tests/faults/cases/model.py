@@ -110,7 +110,7 @@ FOLDERS = [
        files=model(config(lambda c: c["fingerprints"]["cross_modal"]["image"].update(weights="0" * 64)))),
     of("a-changed-preprocessing", "cross_modal", "preprocessing was crop", run=ENCODE, status=FAILED,
        files=model(config(lambda c: c["fingerprints"]["cross_modal"]["image"].update(preprocessing="crop")))),
-    of("another-version", "was 0.0.1", "golden embeddings are the same", run=ENCODE, status=0,
+    of("another-version", "was 0.0.1", "golden embeddings are the same", run=ENCODE, status=0, process=True,
        files=model(config(lambda c: c["versions"].update(torch="0.0.1")))),
     of("no-model-there", "holds no config.json", "krossfuse export", run=("encode", "images", *ENCODE[2:]), status=FAILED),
     of("neither-a-folder-nor-the-hub", "'nobody/nothing'", "neither a folder here nor a model", "hub",
@@ -123,7 +123,7 @@ EXPORT = [
        files=run_folder()),
     of("export-to-a-file", "is a file", run=("export", "run", "images/red/0.png")),
     of("export-a-fold-of-none", "has no folds", "--fold", run=("export", "run", "other", "--fold", "2")),
-    of("export-nothing", "no such folder", run=("export", "gone", "fused"), status=FAILED),
+    of("export-nothing", "no such folder", run=("export", "gone", "fused")),
     of("export-without-a-configuration", "config.yaml", run=("export", "run", "other"), status=FAILED,
        files=model(lambda folder: (folder / "run/config.yaml").unlink())),
 ]  # fmt: skip
