@@ -95,6 +95,10 @@ def none_written(folder: Path, outcome: Outcome) -> None:
     assert not list(folder.glob("out.*")), "a file was written"
 
 
+def not_opened(folder: Path, outcome: Outcome) -> None:
+    assert not (folder / "opened").exists(), "a command of the file was run"
+
+
 ENCODE = ("encode", "fused", "images", "-o", "out.npz", "--quiet")
 
 FOLDERS = [
@@ -105,7 +109,7 @@ FOLDERS = [
     of("altered-tensors", "golden.safetensors", "not the file that was saved", run=ENCODE, status=FAILED,
        files=model(altered)),
     of("a-foreign-class", "os.system", "neither a class of krossfuse.encoders", run=ENCODE, files=model(config(foreign)),
-       after=lambda folder, outcome: none_written(folder / "opened", outcome)),
+       after=not_opened),
     of("a-changed-weight", "cross_modal", "weights was", "is", run=ENCODE, status=FAILED,
        files=model(config(lambda c: c["fingerprints"]["cross_modal"]["image"].update(weights="0" * 64)))),
     of("a-changed-preprocessing", "cross_modal", "preprocessing was crop", run=ENCODE, status=FAILED,
