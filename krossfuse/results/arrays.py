@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,3 +31,10 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
             return {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib and numpy each raise their own on a truncated file
         raise ResultsError(f"{path} is damaged ({error}); run its job again") from error
+
+
+def array_digest(array: NDArray[Any]) -> str:
+    """Return a digest of an array's type, shape and values."""
+    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=12)
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -34,12 +34,14 @@ of two equal methods on 50 items covers more than 97 %; a quarter is what the ca
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from krossfuse.core.errors import ConfigError, DataError
 
@@ -82,13 +84,16 @@ class Scores:
         """Whether they are one seed of a random method."""
         return not self.deterministic and len(self.values) == 1
 
-    @property
+    @functools.cached_property
     def binary(self) -> bool:
         """Whether they are hits and misses (or those negated)."""
-        return bool(np.isin(np.abs(self.values), (0.0, 1.0)).all())
+        size = np.abs(self.values)
+        return bool((size * size == size).all())
 
     def on(self, subsets: Sequence[str]) -> Scores:
         """Return the scores on some of the subsets, in the order given."""
+        if tuple(subsets) == self.subsets:
+            return self
         rows = [self.subsets.index(name) for name in subsets]
         return Scores(self.values[:, rows], self.deterministic, tuple(subsets))
 
@@ -164,7 +169,7 @@ class Spread:
         """Return half the width of the interval of the mean; NaN where nothing was drawn twice."""
         if not self.known:
             return float("nan")
-        return float(stats.t.ppf((1 + level) / 2, self.freedom) * np.sqrt(self.variance))
+        return t_quantile(level, self.freedom) * math.sqrt(self.variance)
 
 
 def spread_of_mean(scores: Scores) -> Spread:
@@ -219,7 +224,7 @@ def interval_of_mean(scores: Scores, level: float = LEVEL) -> tuple[float, float
     if not scores.binary or spread.n_items < 2 or not 0 <= mean <= 1:
         return mean - half, mean + half, spread
     # Wilson's interval for what the items alone leave open, and the rest of the width added in squares.
-    quantile = float(stats.norm.ppf((1 + level) / 2))
+    quantile = float(special.ndtri((1 + level) / 2))
     items = spread.items if not spread.parts else spread.items_alone
     n = mean * (1 - mean) / max(items, _few_events(mean, items, spread.n_items), 1e-12)
     n = n if n > 0 else float(spread.n_items)
@@ -232,6 +237,18 @@ def interval_of_mean(scores: Scores, level: float = LEVEL) -> tuple[float, float
         min(1.0, mean + float(np.sqrt(max(0.0, above) ** 2 + rest))),
         spread,
     )
+
+
+def t_quantile(level: float, freedom: float) -> float:
+    """Return how many standard errors of a mean its two-sided interval reaches; ``freedom`` may be infinite."""
+    if math.isinf(freedom):
+        return float(special.ndtri((1 + level) / 2))
+    return float(special.stdtrit(freedom, (1 + level) / 2))
+
+
+def t_tail(t: float, freedom: float) -> float:
+    """Return the two-sided p-value of a t statistic; ``freedom`` may be infinite."""
+    return float(2 * (special.ndtr(-abs(t)) if math.isinf(freedom) else special.stdtr(freedom, -abs(t))))
 
 
 def check_level(level: float) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from krossfuse.results.arrays import load_arrays
+from krossfuse.results.arrays import array_digest, load_arrays
+from krossfuse.results.configs import parse_config
 from krossfuse.results.errors import ResultsError
 from krossfuse.results.records import Record, parse_record
 from krossfuse.results.writer import CONFIG, PER_ITEM, RESULTS, STATUS
@@ -46,17 +47,10 @@ class Run:
         Raises:
             ResultsError: the file is damaged.
         """
-        from omegaconf import OmegaConf
-
-        if not self.config_text:
-            return {}
         try:
-            config = OmegaConf.to_container(OmegaConf.create(self.config_text))
-        except Exception as error:  # yaml and omegaconf each raise their own
+            return parse_config(self.config_text)
+        except ValueError as error:
             raise ResultsError(f"{self.folder / CONFIG} is damaged ({error})") from None
-        if not isinstance(config, dict):
-            raise ResultsError(f"{self.folder / CONFIG} is damaged (it is no mapping)")
-        return typing.cast(dict[str, Any], config)
 
     @cached_property
     def config_text(self) -> str:
@@ -76,6 +70,15 @@ class Run:
         """Test items' own scores by ``figure_id``; empty if the run was killed before it wrote them."""
         path = self.folder / PER_ITEM
         return load_arrays(path) if path.exists() else {}
+
+    def scores(self, figure_id: str) -> NDArray[Any] | None:
+        """Return the items' own scores of one measurement; None where they were not kept."""
+        return self.per_item.get(figure_id)
+
+    def score_digest(self, figure_id: str) -> str | None:
+        """Return a digest of :meth:`scores`, or None: measurements that share it have the same scores."""
+        scores = self.scores(figure_id)
+        return None if scores is None else array_digest(scores)
 
 
 def read_run(folder: str | Path, name: str | None = None) -> Run:
@@ -119,7 +122,8 @@ def _read_status(path: Path) -> tuple[State, str]:
     return typing.cast(State, state), message
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Yield the run folders at and below ``folder``, in the order of their names; hidden folders are left out."""
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         if RESULTS in files:
@@ -139,7 +143,7 @@ def read_runs(folder: str | Path) -> list[Run]:
         raise ResultsError(f"no such folder: {folder}")
     runs = [
         read_run(place, folder.resolve().name if place == folder else str(place.relative_to(folder)))
-        for place in _run_folders(folder)
+        for place in run_folders(folder)
     ]
     if not runs:
         raise ResultsError(

@@ -5,16 +5,16 @@ The statistics are those of :mod:`krossfuse.results.inference`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from krossfuse.core.errors import DataError, check_choice
-from krossfuse.results.inference import LEVEL, Scores, Spread, check_level, spread_of_difference
+from krossfuse.results.inference import LEVEL, Part, Scores, Spread, check_level, spread_of_difference, t_tail
 
 Verdict = Literal["better", "worse", "different", "no difference shown"]
 """``different`` is for a metric of which neither more nor less is better."""
@@ -72,6 +72,67 @@ def as_scores(values: Scores | ArrayLike, *, deterministic: bool = False) -> Sco
     return Scores(y[:, None, :], deterministic)
 
 
+@dataclass(frozen=True)
+class Difference:
+    """The difference of two methods with where it varies: what a comparison is judged by, and what is worth keeping.
+
+    Attributes:
+        difference: mean score of the first minus that of the second.
+        centre: of its interval (of hits and misses drawn a little to 0).
+        spread: its variance.
+        n_seeds: of the first and of the second.
+        n_subsets: that both have.
+        spread_unknown: whether one of them is a single seed of a random method.
+    """
+
+    difference: float
+    centre: float
+    spread: Spread
+    n_seeds: tuple[int, int]
+    n_subsets: int
+    spread_unknown: bool
+
+    def __neg__(self) -> Difference:
+        return replace(self, difference=-self.difference, centre=-self.centre)
+
+    def described(self) -> dict[str, Any]:
+        """Return it as a JSON-able mapping, which :meth:`from_description` reads."""
+        return asdict(self)
+
+    @staticmethod
+    def from_description(described: Mapping[str, Any]) -> Difference:
+        """Return the difference of :meth:`described`.
+
+        Raises:
+            TypeError, KeyError: it is none.
+        """
+        spread = described["spread"]
+        parts = {name: Part(**part) for name, part in spread["parts"].items()}
+        seeds = tuple(described["n_seeds"])
+        return Difference(**{**described, "spread": Spread(**{**spread, "parts": parts}), "n_seeds": seeds})
+
+
+def difference_of(a: Scores, b: Scores) -> Difference:
+    """Return the difference of two methods on the subsets that both have.
+
+    Raises:
+        DataError: they share no subset, or their items differ in number.
+    """
+    subsets = [name for name in a.subsets if name in b.subsets]
+    if not subsets:
+        raise DataError(f"the methods share no subset: {list(a.subsets)} and {list(b.subsets)}")
+    a, b = a.on(subsets), b.on(subsets)
+    centre, spread = spread_of_difference(a, b)
+    return Difference(
+        difference=float(a.values.mean() - b.values.mean()),
+        centre=centre,
+        spread=spread,
+        n_seeds=(len(a.values), len(b.values)),
+        n_subsets=len(subsets),
+        spread_unknown=a.spread_unknown or b.spread_unknown,
+    )
+
+
 def compare(a: Scores | ArrayLike, b: Scores | ArrayLike, *, level: float = LEVEL) -> Comparison:
     """Compare two methods on the same test items, whatever the numbers of their seeds.
 
@@ -86,7 +147,7 @@ def compare(a: Scores | ArrayLike, b: Scores | ArrayLike, *, level: float = LEVE
     >>> compare([1, 1, 1, 1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0, 0, 0, 1]).verdict
     'better'
     """
-    return _compare(as_scores(a), as_scores(b), level, 1.0)
+    return judge([difference_of(as_scores(a), as_scores(b))], level=level)[0]
 
 
 def compare_all(
@@ -105,50 +166,51 @@ def compare_all(
         level: of the intervals, and of the family of verdicts.
     """
     check_choice("baseline", baseline, scores)
-    check_choice("correction", correction, ["holm", "none"])
     base = as_scores(scores[baseline])
-    single = {name: compare(own, base, level=level) for name, own in scores.items() if name != baseline}
-    if correction == "none":
-        return single
-    adjusted = holm([comparison.p_value for comparison in single.values()])
-    together = {}
-    for (name, comparison), p in zip(single.items(), adjusted, strict=True):
-        if p == comparison.p_value:
-            together[name] = comparison
-            continue
-        # What the correction asks of this comparison, so that seeds_needed is about the verdict that is printed.
-        factor = min(p / comparison.p_value, len(single)) if comparison.p_value > 0 else 1.0
-        again = _compare(as_scores(scores[name]), base, level, factor)
-        together[name] = replace(again, p_value=p, verdict=_verdict(again.difference, p, level))
-    return together
+    single = {name: difference_of(as_scores(own), base) for name, own in scores.items() if name != baseline}
+    return dict(zip(single, judge(list(single.values()), correction=correction, level=level), strict=True))
 
 
-def _compare(a: Scores, b: Scores, level: float, family: float) -> Comparison:
+def judge(
+    differences: Sequence[Difference], *, correction: Literal["holm", "none"] = "holm", level: float = LEVEL
+) -> list[Comparison]:
+    """Return the comparisons of some differences; p-values and verdicts hold for all of them together.
+
+    Args:
+        differences: a family: Holm's correction is over all of them.
+        correction: ``"holm"`` (Holm 1979), or ``"none"``. Intervals stay those of the single comparison.
+        level: of the intervals, and of the family of verdicts.
+    """
     check_level(level)
-    subsets = [name for name in a.subsets if name in b.subsets]
-    if not subsets:
-        raise DataError(f"the methods share no subset: {list(a.subsets)} and {list(b.subsets)}")
-    a, b = a.on(subsets), b.on(subsets)
-    difference, spread = spread_of_difference(a, b)
-    half = spread.half_width(level)
-    p = _p_value(difference, spread)
-    sources = [name for name in ("seeds", "subsets") if any(part.startswith(name) for part in spread.parts)]
-    sources += ["items"] if spread.n_items > 1 else []
-    return Comparison(
-        difference=float(a.values.mean() - b.values.mean()),
-        low=difference - half,
-        high=difference + half,
-        p_value=p,
-        verdict=_verdict(difference, p, level),
-        test="+".join(sources) or "none",
-        n_seeds=(len(a.values), len(b.values)),
-        n_subsets=len(subsets),
-        n_items=a.values.shape[2],
-        spread_unknown=a.spread_unknown or b.spread_unknown,
-        freedom=spread.freedom,
-        seeds_needed=_seeds_needed(difference, spread, (1 - level) / family),
-        level=level,
-    )
+    check_choice("correction", correction, ["holm", "none"])
+    single = [_p_value(one.centre, one.spread) for one in differences]
+    together = holm(single) if correction == "holm" else single
+    made = []
+    for one, alone, p in zip(differences, single, together, strict=True):
+        spread = one.spread
+        half = spread.half_width(level)
+        sources = [name for name in ("seeds", "subsets") if any(part.startswith(name) for part in spread.parts)]
+        sources += ["items"] if spread.n_items > 1 else []
+        # What the correction asks of this comparison, so that seeds_needed is about the verdict that is printed.
+        family = min(p / alone, len(single)) if alone > 0 else 1.0
+        made.append(
+            Comparison(
+                difference=one.difference,
+                low=one.centre - half,
+                high=one.centre + half,
+                p_value=p,
+                verdict=_verdict(one.centre, p, level),
+                test="+".join(sources) or "none",
+                n_seeds=one.n_seeds,
+                n_subsets=one.n_subsets,
+                n_items=spread.n_items,
+                spread_unknown=one.spread_unknown,
+                freedom=spread.freedom,
+                seeds_needed=_seeds_needed(one.centre, spread, (1 - level) / family),
+                level=level,
+            )
+        )
+    return made
 
 
 def _p_value(difference: float, spread: Spread) -> float:
@@ -156,7 +218,7 @@ def _p_value(difference: float, spread: Spread) -> float:
         return 1.0
     if spread.variance == 0:
         return 0.0
-    return float(2 * stats.t.sf(abs(difference) / np.sqrt(spread.variance), spread.freedom))
+    return t_tail(difference / math.sqrt(spread.variance), spread.freedom)
 
 
 def _seeds_needed(difference: float, spread: Spread, threshold: float) -> int | None:
