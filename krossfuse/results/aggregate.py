@@ -11,18 +11,24 @@ measurement and conditions. What their interval is over depends on what there is
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from krossfuse.results.digest import items_digest
+from krossfuse.results.index import RunIndex
 from krossfuse.results.inference import LEVEL, Scores, interval_of_mean
 from krossfuse.results.records import Record
 from krossfuse.results.runs import Run
+from krossfuse.results.writer import RESULTS
 
 METHOD = ("data", "pair", "fusion", "dim", "method", "variant")
 """Columns that together say which method was measured on what; ``method`` is the digest without the probe's options."""
@@ -46,66 +52,100 @@ def _plain(value: Any) -> str | float | int | bool:
     return value if isinstance(value, (str, int, float, bool)) else json.dumps(value, sort_keys=True, default=str)
 
 
-def _row(run: Run, order: int, record: Record) -> dict[str, Any]:
-    row = {
-        f.name: getattr(record, f.name)
-        for f in dataclasses.fields(record)
-        if f.name not in ("protocol", "fusion_config", "versions", "declared")
-    }
-    described = {name: value for name, value in record.fusion_config.items() if name != "seed"}
-    row["method"] = record.method_digest or record.config_digest
-    row["variant"] = "" if row["method"] else json.dumps(described, sort_keys=True, default=str)
-    row["fusion_seed"] = record.fusion_config.get("seed", record.seed)
-    for name in CONDITIONS:
-        row[name] = _plain(record.protocol.get(name, ""))
-    row["other"] = ""
-    row["subset"] = _plain(record.protocol.get(SUBSET, ""))
-    row["run"], row["order"], row["record"] = run.name, order, record
-    return row
+@dataclass
+class _Measured:
+    """One record with what groups it: ``method`` (of :data:`METHOD`) and ``measure`` (of :data:`MEASURE`)."""
+
+    run: Run
+    order: int
+    record: Record
+    method: tuple[Any, ...]
+    measure: list[Any]
+    subset: Any
+    fusion_seed: Any
+
+    @property
+    def repeat(self) -> tuple[Any, ...]:
+        record = self.record
+        return (*self.method, *self.measure, record.config_digest, record.seed, self.fusion_seed, self.subset)
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        return (*self.method, *self.measure, self.record.config_digest)
 
 
-def frame(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
-    """Return one row a record, and notes on what was left out.
+_OTHER = MEASURE.index("other")
 
-    Columns are the record's fields, the conditions of its protocol, the few-shot ``subset``, its ``run`` and the
-    ``record``. Of what was measured twice (same configuration, seed and subset in two runs) the newer run's stays.
-    Where the known conditions do not tell measurements of one run apart, or of one method under several options of a
-    probe, the keys of their protocols that differ are added to the column ``other``.
+
+def _measured(run: Run, order: int, record: Record) -> _Measured:
+    digest = record.method_digest or record.config_digest
+    variant = ""
+    if not digest:
+        described = {name: value for name, value in record.fusion_config.items() if name != "seed"}
+        variant = json.dumps(described, sort_keys=True, default=str)
+    protocol = record.protocol
+    return _Measured(
+        run,
+        order,
+        record,
+        (record.data, record.pair, record.fusion, record.dim, digest, variant),
+        [
+            *(record.probe, record.metric, record.modality, record.label_set),
+            *(_plain(protocol[name]) if name in protocol else "" for name in CONDITIONS),
+            "",
+        ],
+        _plain(protocol.get(SUBSET, "")),
+        _plain(record.fusion_config.get("seed", record.seed)),
+    )
+
+
+def _groups(table: Iterable[_Measured], key: Callable[[_Measured], Any]) -> dict[Any, list[_Measured]]:
+    made: dict[Any, list[_Measured]] = {}
+    for one in table:
+        made.setdefault(key(one), []).append(one)
+    return made
+
+
+def _collected(runs: Sequence[Run]) -> tuple[list[_Measured], list[str]]:
+    """Return every record that stands, and notes on what was left out.
+
+    Of what was measured twice (same configuration, seed and subset in two runs) the newer run's stays. Where the known
+    conditions do not tell measurements of one run apart, or of one method under several options of a probe, the keys of
+    their protocols that differ are added to the condition ``other``.
     """
-    ordered = sorted(runs, key=lambda run: (run.folder / "results.jsonl").stat().st_mtime_ns)
-    rows = [_row(run, order, record) for order, run in enumerate(ordered) for record in run.records]
-    if not rows:
-        return pd.DataFrame(columns=[*METHOD, *MEASURE, "config_digest", "value"]), []
-    table = pd.DataFrame(rows)
-    repeat = [*METHOD, *MEASURE, "config_digest", "seed", "fusion_seed", "subset"]
-    for _, group in table.groupby(["order", *repeat], sort=False, dropna=False):
+    ordered = sorted(runs, key=lambda run: (run.folder / RESULTS).stat().st_mtime_ns)
+    table = [_measured(run, order, record) for order, run in enumerate(ordered) for record in run.records]
+    for group in _groups(table, lambda one: (one.order, one.repeat)).values():
         if len(group) > 1:
-            table.loc[group.index, "other"] = _differences([record.protocol for record in group["record"]])
-    latest = table.groupby(repeat, sort=False, dropna=False)["order"].transform("max")
-    stale = table["order"] != latest
+            for one, text in zip(group, _differences([one.record.protocol for one in group]), strict=True):
+                one.measure[_OTHER] = text
+    latest: dict[Any, int] = {}
+    for one in table:
+        latest[one.repeat] = max(one.order, latest.get(one.repeat, 0))
+    stale = [one for one in table if one.order != latest[one.repeat]]
     notes = []
-    if stale.any():
-        names = sorted(table.loc[stale, "run"].unique())
+    if stale:
+        names = sorted({one.run.name for one in stale})
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        notes.append(f"{int(stale.sum())} measurements of {shown} were made again by a newer run, whose values stand")
-    table = table.loc[~stale].reset_index(drop=True)
+        notes.append(f"{len(stale)} measurements of {shown} were made again by a newer run, whose values stand")
+        table = [one for one in table if one.order == latest[one.repeat]]
     _tell_options_apart(table)
     return table, notes
 
 
-def _tell_options_apart(table: pd.DataFrame) -> None:
+def _tell_options_apart(table: Sequence[_Measured]) -> None:
     """Fill ``other`` where one method was measured by a probe under several options."""
-    for _, group in table.groupby([*METHOD, *MEASURE], sort=False, dropna=False):
-        digests = list(dict.fromkeys(group["config_digest"]))
-        if len(digests) == 1 or group["method"].iloc[0] in digests:  # old records have but one digest
+    for group in _groups(table, lambda one: (*one.method, *one.measure)).values():
+        firsts = {one.record.config_digest: one for one in reversed(group)}
+        digests = list(dict.fromkeys(one.record.config_digest for one in group))
+        if len(digests) == 1 or group[0].method[METHOD.index("method")] in digests:  # old records have but one digest
             continue
-        firsts = [group.loc[group["config_digest"] == digest, "record"].iloc[0] for digest in digests]
-        texts = _differences([record.protocol for record in firsts])
+        texts = _differences([firsts[digest].record.protocol for digest in digests])
         if len(set(texts)) < len(texts):
             texts = [f"options {digest[:6]}" for digest in digests]
-        for digest, text in zip(digests, texts, strict=True):
-            rows = group.index[group["config_digest"] == digest]
-            table.loc[rows, "other"] = [", ".join(filter(None, (old, text))) for old in table.loc[rows, "other"]]
+        by_digest = dict(zip(digests, texts, strict=True))
+        for one in group:
+            one.measure[_OTHER] = ", ".join(filter(None, (one.measure[_OTHER], by_digest[one.record.config_digest])))
 
 
 def _differences(protocols: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -145,56 +185,125 @@ def scores_of(members: Sequence[Member]) -> Scores:
 
 
 def _item_scores(run: Run, record: Record) -> np.ndarray[Any, Any] | None:
-    own = run.per_item.get(record.figure_id)
+    own = run.scores(record.figure_id)
     if own is None:
         return None
     wide = own.astype(np.float64)
-    return wide if np.isclose(wide.mean(), record.value, rtol=1e-4, atol=1e-6) else None
+    return wide if abs(float(wide.mean()) - record.value) <= 1e-6 + 1e-4 * abs(record.value) else None
+
+
+class Cell(dict[str, Any]):
+    """One aggregated measurement of one method.
+
+    Keys: those of :data:`METHOD` and :data:`MEASURE`; ``config_digest``; ``mean``, ``low``, ``high`` and ``half_width``
+    in the metric's unit (NaN without an interval, and within the metric's bounds); ``interval`` (over what, see above);
+    ``spread_unknown`` (one seed of a random method); ``n`` (values behind the interval, of its first factor);
+    ``seeds``; ``draws`` (of the seed that count: 1 where it changes nothing); ``subsets`` (names of them); ``n_items``
+    (0 where the scores are no items'); ``deterministic``; ``seconds`` (mean); ``items_digest`` (cells that share it are
+    on the same items, see :func:`krossfuse.results.digest.items_digest`); ``scores_digest`` (cells that share it have
+    the same scores); ``members``, the (run, record) behind it; and ``scores`` (:class:`Scores`), which are read when
+    they are asked for, and not kept.
+    """
+
+    def __missing__(self, key: str) -> Any:
+        if key == "scores":
+            return scores_of(self["members"])
+        raise KeyError(key)
 
 
 def aggregate(runs: Sequence[Run], level: float = LEVEL) -> tuple[pd.DataFrame, list[str]]:
     """Group measurements by everything but the seed.
 
     Returns:
-        one row a group, in the order of the runs, and the notes of :func:`frame`. Columns: those of ``METHOD`` and
-        ``MEASURE``; ``config_digest``; ``mean``, ``low``, ``high`` and ``half_width`` in the metric's unit (NaN without
-        an interval, and within the metric's bounds); ``interval`` (over what, see above); ``spread_unknown`` (one seed
-        of a random method); ``n`` (values behind the interval, of its first factor); ``seeds``; ``n_items``;
-        ``seconds`` (mean); ``scores`` (:class:`Scores`); ``items_digest`` (cells that share it are on the same items,
-        see :func:`krossfuse.results.digest.items_digest`); ``members``, the (run, record) behind it.
+        a table of :func:`cells`, one row a cell, with the column ``scores``; and notes on what was left out.
     """
-    table, notes = frame(runs)
-    by_name = {run.name: run for run in runs}
-    keys = [*METHOD, *MEASURE, "config_digest"]
-    rows = [
-        dict(zip(keys, key, strict=True)) | _summary(group, by_name, level)
-        for key, group in table.groupby(keys, sort=False, dropna=False)
-    ]
-    return pd.DataFrame(rows), notes
+    made, notes = cells(runs, level=level)
+    table = pd.DataFrame(made) if made else pd.DataFrame(columns=[*METHOD, *MEASURE, "config_digest", "mean"])
+    return table.assign(scores=[cell["scores"] for cell in made]), notes
 
 
-def _summary(group: pd.DataFrame, runs: Mapping[str, Run], level: float) -> dict[str, Any]:
-    members = [(runs[name], record) for name, record in zip(group["run"], group["record"], strict=True)]
-    scores = scores_of(members)
-    low, high, spread = interval_of_mean(scores, level)
+def cells(
+    runs: Sequence[Run], index: RunIndex | None = None, *, level: float = LEVEL
+) -> tuple[list[Cell], list[str]]:
+    """Return the cells of all boards, in the order of the runs, and notes on what was left out.
+
+    Args:
+        runs: whatever they are of.
+        index: that remembers intervals; None: they are computed.
+        level: of the intervals.
+    """
+    table, notes = _collected(runs)
+    digests: dict[Path, str] = {}
+    made = []
+    for key, group in _groups(table, lambda one: one.group).items():
+        first = group[0].run
+        if first.folder not in digests:
+            digests[first.folder] = items_digest(first.config)
+        cell = Cell(zip([*METHOD, *MEASURE, "config_digest"], key, strict=True))
+        cell.update(_summary(group, index, level), items_digest=digests[first.folder])
+        made.append(cell)
+    return made, notes
+
+
+def _summary(group: Sequence[_Measured], index: RunIndex | None, level: float) -> dict[str, Any]:
+    members = [(one.run, one.record) for one in group]
+    digest = _scores_digest(group)
     metric = members[0][1].declaration()
-    low = low if metric.low is None else max(low, metric.low)
-    high = high if metric.high is None else min(high, metric.high)
-    n_items = spread.n_items if spread.n_items > 1 else 0
-    sources = {name: part.draws for name, part in spread.parts.items()} | ({"items": n_items} if n_items else {})
+    compute = functools.partial(_interval, members, metric.low, metric.high, level)
+    key = f"interval {digest} {metric.low} {metric.high} {level}"
+    found = index.statistic(key, compute, dict, dict) if index else compute()
+    by_subset: dict[Any, list[float]] = {}
+    for one in group:
+        by_subset.setdefault(one.subset, []).append(one.record.value)
+    means = [sum(values) / len(values) for values in by_subset.values()]
+    low, high = (float("nan") if found[end] is None else found[end] for end in ("low", "high"))
     return {
-        "mean": float(group.groupby("subset", sort=True)["value"].mean().mean()),
+        "mean": sum(means) / len(means),
+        **found,
         "low": low,
         "high": high,
         "half_width": (high - low) / 2,
+        "subsets": tuple(found["subsets"]),
+        "seeds": sorted({int(one.record.seed) for one in group}),
+        "seconds": sum(one.record.seconds for one in group) / len(group),
+        "scores_digest": digest,
+        "members": members,
+    }
+
+
+def _interval(members: Sequence[Member], low: float | None, high: float | None, level: float) -> dict[str, Any]:
+    """Return what the scores say of a cell, JSON-able."""
+    scores = scores_of(members)
+    *ends, spread = interval_of_mean(scores, level)
+    n_items = spread.n_items if spread.n_items > 1 else 0
+    sources = {name: part.draws for name, part in spread.parts.items()} | ({"items": n_items} if n_items else {})
+    bounded = (max(ends[0], -math.inf if low is None else low), min(ends[1], math.inf if high is None else high))
+    # max and min would hide that there is no interval.
+    low, high = (None, None) if math.isnan(ends[0]) else bounded
+    return {
+        "low": low,
+        "high": high,
         "interval": "+".join(sources) or "none",
         "spread_unknown": scores.spread_unknown,
         "n": next(iter(sources.values()), 1),
-        "seeds": sorted({int(seed) for seed in group["seed"]}),
         "n_items": n_items,
+        "draws": len(scores.values),
+        "subsets": list(scores.subsets),
         "deterministic": scores.deterministic,
-        "seconds": float(group["seconds"].mean()),
-        "scores": scores,
-        "items_digest": items_digest(members[0][0].config),
-        "members": members,
     }
+
+
+def _scores_digest(group: Sequence[_Measured]) -> str:
+    """Return a digest of all that :func:`scores_of` depends on."""
+    parts = [
+        (
+            one.run.score_digest(one.record.figure_id),
+            one.record.value,
+            one.record.seed,
+            one.fusion_seed,
+            str(one.subset),
+            one.record.deterministic,
+        )
+        for one in group
+    ]
+    return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()

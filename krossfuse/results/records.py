@@ -118,9 +118,7 @@ def parse_record(line: str) -> Record:
             raise ResultsError(f"field {name!r} must be {hint} (finite), got {value!r}")
     if missing := sorted(_REQUIRED - fields.keys()):
         raise ResultsError(f"fields {missing} are missing")
-    repeated = {name: fields.pop(name) for name in LINE_FIELDS if name in fields}
-    described = {name: value for name, value in repeated.items() if value not in ("", None)}
-    record = Record(**fields | {"fusion_config": described | fields.get("fusion_config", {})})
+    record = record_of(fields)
     try:
         metric = record.declaration()
     except (ConfigError, TypeError) as error:
@@ -130,6 +128,14 @@ def parse_record(line: str) -> Record:
     except DataError as error:
         raise ResultsError(str(error)) from None
     return record
+
+
+def record_of(fields: dict[str, Any]) -> Record:
+    """Return the record of a line's fields, which were checked before."""
+    described = {name: value for name in LINE_FIELDS if (value := fields.pop(name, None)) not in ("", None)}
+    if described:
+        fields["fusion_config"] = described | fields.get("fusion_config", {})
+    return Record(**fields)
 
 
 def dump_record(record: Record) -> str:

@@ -6,10 +6,10 @@ import json
 import os
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from numpy.typing import NDArray
 
@@ -79,6 +79,10 @@ class Run:
         """Return a digest of :meth:`scores`, or None: measurements that share it have the same scores."""
         scores = self.scores(figure_id)
         return None if scores is None else array_digest(scores)
+
+    def under(self, folder: str) -> Self:
+        """Return the run as one of several folders: its name begins with its folder's."""
+        return replace(self, name=f"{folder}/{self.name}")
 
 
 def read_run(folder: str | Path, name: str | None = None) -> Run:
