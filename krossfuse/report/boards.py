@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,9 +12,9 @@ import pandas as pd
 from krossfuse.core.errors import ConfigError, did_you_mean
 from krossfuse.core.metrics import Metric
 from krossfuse.report.labels import Described, describe_method, label_methods, tell_apart
-from krossfuse.results.aggregate import CONDITIONS, MEASURE, METHOD
-from krossfuse.results.inference import Scores
-from krossfuse.results.significance import Comparison, compare, compare_all
+from krossfuse.results.aggregate import CONDITIONS, MEASURE, METHOD, Cell
+from krossfuse.results.index import RunIndex
+from krossfuse.results.significance import Comparison, Difference, difference_of, judge
 
 PARENT = "cross_modal"
 """Name of the method that the others are compared with unless another is asked for: the cross-modal encoder alone."""
@@ -74,7 +75,7 @@ class Row:
     fusion: str
     dim: int
     numbers: dict[str, str] = field(default_factory=dict)
-    cells: dict[Key, pd.Series[Any]] = field(default_factory=dict)
+    cells: dict[Key, Cell] = field(default_factory=dict)
     against: dict[Key, Comparison] = field(default_factory=dict)
 
     @property
@@ -123,10 +124,23 @@ class Board:
         """The cross-modal encoder alone, if it was measured."""
         return next((row for row in self.rows if row.fusion == PARENT), None)
 
-    @property
+    @functools.cached_property
     def numbers(self) -> list[str]:
         """The options that are numbers and tell rows apart, in the order of the rows."""
         return list(dict.fromkeys(key for row in self.rows for key in row.numbers))
+
+    @functools.cached_property
+    def _best(self) -> dict[Key, float]:
+        best: dict[Key, float] = {}
+        lower = {column.key for column in self.columns if column.declared.better == "lower"}
+        for row in self.rows:
+            for key, cell in row.cells.items():
+                best[key] = (min if key in lower else max)(cell["mean"], best.get(key, cell["mean"]))
+        return best
+
+    def best(self, column: Column) -> float:
+        """Return the best mean of a column."""
+        return self._best[column.key]
 
     def primary(self) -> list[Column]:
         """Return the columns that the terminal's table shows.
@@ -185,56 +199,80 @@ def is_few_shot(column: Column) -> bool:
     return bool(column.measure["shots"] != "")
 
 
-def boards(table: pd.DataFrame, baseline: str | int | None = None) -> list[Board]:
-    """Arrange an aggregate (see ``aggregate.aggregate``) as one board for each dataset and pair.
+def boards(
+    table: pd.DataFrame | Sequence[Cell], baseline: str | int | None = None, index: RunIndex | None = None
+) -> list[Board]:
+    """Arrange cells (see ``aggregate.cells``) as one board for each dataset and pair.
 
     Args:
-        table: the aggregate.
+        table: the cells, or the table of ``aggregate.aggregate``.
         baseline: name or number of the row that the others are compared with; None: the cross-modal encoder alone.
+        index: that remembers differences; None: they are computed.
 
     Raises:
         ConfigError: no board has such a row, or one has several.
     """
-    if table.empty:
-        return []
-    made = [_board(str(data), str(pair), part) for (data, pair), part in table.groupby(["data", "pair"], sort=False)]
+    made = arranged(table)
     if baseline is None:
-        return [compare_with(board, board.parent) for board in made]
+        return [compare_with(board, board.parent, index=index) for board in made]
+    return with_baseline(made, baseline, index)
+
+
+def arranged(table: pd.DataFrame | Sequence[Cell]) -> list[Board]:
+    """Arrange cells as boards, in which nothing is compared."""
+    cells = [Cell(cell) for cell in table.to_dict("records")] if isinstance(table, pd.DataFrame) else table
+    by_board: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        by_board.setdefault((str(cell["data"]), str(cell["pair"])), []).append(cell)
+    return [_board(data, pair, own) for (data, pair), own in by_board.items()]
+
+
+def with_baseline(made: Sequence[Board], baseline: str | int, index: RunIndex | None = None) -> list[Board]:
+    """Return the boards, each compared with its row of a name or number; a board without such a row as it is.
+
+    Raises:
+        ConfigError: no board has such a row, or one has several.
+    """
+    if not made:
+        return []
     missing: ConfigError | None = None
     compared = []
     for board in made:
         try:
-            compared.append(compare_with(board, board.row(baseline)))
+            compared.append(compare_with(board, board.row(baseline), index=index))
         except ConfigError as error:
             if "several rows" in str(error):
                 raise
             missing = error
-            compared.append(board)
+            compared.append(compare_with(board, None))
     if missing and not any(board.baseline for board in compared):
         raise ConfigError(f"baseline={baseline!r}: {missing}")
     return compared
 
 
-def _board(data: str, pair: str, table: pd.DataFrame) -> Board:
+def _board(data: str, pair: str, table: Sequence[Cell]) -> Board:
     methods: dict[Key, Described] = {}
-    cells: dict[Key, list[pd.Series[Any]]] = {}
-    for _, cell in table.iterrows():
-        key = tuple(cell[list(METHOD)])
-        cells.setdefault(key, []).append(cell)
+    cells: dict[Key, list[Cell]] = {}
+    for cell in table:
+        cells.setdefault(tuple(cell[name] for name in METHOD), []).append(cell)
     for key, own in cells.items():
         members = [member for cell in own for member in cell["members"]]
         methods[key] = describe_method(str(own[0]["fusion"]), int(own[0]["dim"]), members)
     common = label_methods(list(methods.values()))
     for keys in _namesakes(methods):
-        measures = [tuple(cell[list(MEASURE)]) for key in keys for cell in cells[key]]
+        measures = [_measure(cell) for key in keys for cell in cells[key]]
         # Runs that differ in their probes alone are one method.
         if len(set(measures)) < len(measures):
             tell_apart([methods[key] for key in keys])
     rows: dict[Key, Row] = {}
     for key, method in methods.items():
         row = rows.setdefault(method.identity, Row(method.label, method.fusion, method.dim, method.numbers))
-        row.cells.update({tuple(cell[list(MEASURE)]): cell for cell in cells[key]})
-    return Board(data, pair, _columns(table), list(rows.values()), tuple(common))
+        row.cells.update({_measure(cell): cell for cell in cells[key]})
+    return Board(data, pair, columns_of(table), list(rows.values()), tuple(common))
+
+
+def _measure(cell: Cell) -> Key:
+    return tuple(cell[name] for name in MEASURE)
 
 
 def _namesakes(methods: dict[Key, Described]) -> Iterator[list[Key]]:
@@ -244,19 +282,18 @@ def _namesakes(methods: dict[Key, Described]) -> Iterator[list[Key]]:
     return (keys for keys in by_name.values() if len(keys) > 1)
 
 
-def _columns(table: pd.DataFrame) -> list[Column]:
+def columns_of(table: Iterable[Cell]) -> list[Column]:
+    """Return the measurements of some cells, probe by probe; their titles say what tells them apart."""
     declared: dict[Key, Metric] = {}
-    for _, cell in table.iterrows():
-        declared.setdefault(tuple(cell[list(MEASURE)]), cell["members"][0][1].declaration())
+    for cell in table:
+        if (key := _measure(cell)) not in declared:
+            declared[key] = cell["members"][0][1].declaration()
     words = [{name: str(value) for name, value in zip(MEASURE, key, strict=True) if value != ""} for key in declared]
     columns = []
+    by_probe: dict[str, set[str]] = {}
     for (key, metric), own in zip(declared.items(), words, strict=True):
-        peers = [w for w in words if w["probe"] == own["probe"]]
-        varying = {
-            name
-            for name in ("modality", "label_set", *CONDITIONS, "other")
-            if len({w.get(name, "") for w in peers}) > 1
-        }
+        varying = _varying(own["probe"], words) if own["probe"] not in by_probe else by_probe[own["probe"]]
+        by_probe[own["probe"]] = varying
         title = [own["probe"].replace("_", " ")]
         if own["metric"] != "accuracy":
             title.append(own["metric"].replace("_", " "))
@@ -270,66 +307,87 @@ def _columns(table: pd.DataFrame) -> list[Column]:
     return sorted(columns, key=lambda c: order[c.probe])
 
 
+def _varying(probe: str, words: Sequence[Mapping[str, str]]) -> set[str]:
+    peers = [own for own in words if own["probe"] == probe]
+    names = ("modality", "label_set", *CONDITIONS, "other")
+    return {name for name in names if len({own.get(name, "") for own in peers}) > 1}
+
+
 # --- Comparisons ------------------------------------------------------------------------------------------------
 
 
-def compare_rows(a: Row, b: Row, column: Column) -> Comparison | None:
+def compare_rows(a: Row, b: Row, column: Column, index: RunIndex | None = None) -> Comparison | None:
     """Compare two rows of a board on one column; None where they were not measured on the same items and subsets.
 
     The verdict is about ``a``: where less of the metric is better, a smaller value is a better one.
     """
     if column.key not in a.cells or column.key not in b.cells:
         return None
-    if not _comparable(a.cells[column.key], b.cells[column.key]):
-        return None
-    x, y = a.cells[column.key]["scores"], b.cells[column.key]["scores"]
-    return _turned(compare(_signed(x, column), _signed(y, column)), column)
+    x, y = a.cells[column.key], b.cells[column.key]
+    return _judged([difference(x, y, index)], column)[0] if comparable(x, y) else None
 
 
-def compare_with(board: Board, baseline: Row | None, columns: Sequence[Column] | None = None) -> Board:
+def compare_with(
+    board: Board, baseline: Row | None, columns: Sequence[Column] | None = None, index: RunIndex | None = None
+) -> Board:
     """Return the board with every other row compared with ``baseline``, with Holm's correction in each column.
 
     Args:
         board: the board.
         baseline: one of its rows; None: nothing is compared.
         columns: that are compared; None: all.
+        index: that remembers differences.
     """
     rows = [replace(row, against={}) for row in board.rows]
     if baseline is None:
         return replace(board, rows=rows, baseline=None)
     base = rows[next(i for i, row in enumerate(board.rows) if row is baseline)]
     for column in board.columns if columns is None else columns:
-        # What compares with the cross-modal encoder by definition says it already.
-        if column.key not in base.cells or (column.declared.relative and base.fusion == PARENT):
+        if not compares(base, column):
             continue
         own = base.cells[column.key]
-        scores = {
-            str(number): _signed(row.cells[column.key]["scores"], column)
-            for number, row in enumerate(rows)
-            if row is not base and column.key in row.cells and _comparable(row.cells[column.key], own)
-        }
-        if not scores:
-            continue
-        compared = compare_all(scores | {"": _signed(own["scores"], column)}, "")
-        for number_text, comparison in compared.items():
+        others = [row for row in rows if row is not base and column.key in row.cells]
+        others = [row for row in others if comparable(row.cells[column.key], own)]
+        made = _judged([difference(row.cells[column.key], own, index) for row in others], column)
+        for row, comparison in zip(others, made, strict=True):
             if comparison.test != "none":
-                rows[int(number_text)].against[column.key] = _turned(comparison, column)
+                row.against[column.key] = comparison
     return replace(board, rows=rows, baseline=base)
 
 
-def _comparable(a: pd.Series[Any], b: pd.Series[Any]) -> bool:
+def compares(base: Row, column: Column) -> bool:
+    """Whether others are compared with a row on a column: it was measured, and does not say it already.
+
+    What compares with the cross-modal encoder by definition says it.
+    """
+    return column.key in base.cells and not (column.declared.relative and base.fusion == PARENT)
+
+
+def comparable(a: Cell, b: Cell) -> bool:
     """Whether two cells are on the same items and subsets: other folds, splits or limits are other items."""
-    x, y = a["scores"], b["scores"]
-    same = x.values.shape[2] == y.values.shape[2] and a["items_digest"] == b["items_digest"]
-    return bool(same) and not set(x.subsets).isdisjoint(y.subsets)
+    same = a["n_items"] == b["n_items"] and a["items_digest"] == b["items_digest"]
+    return bool(same) and not set(a["subsets"]).isdisjoint(b["subsets"])
 
 
-def _signed(scores: Scores, column: Column) -> Scores:
-    return replace(scores, values=-scores.values) if column.declared.better == "lower" else scores
+def difference(a: Cell, b: Cell, index: RunIndex | None) -> Difference:
+    """Return the difference of two comparable cells, as the index remembers it or computed."""
+
+    def compute() -> Difference:
+        return difference_of(a["scores"], b["scores"])
+
+    if index is None:
+        return compute()
+    key = f"difference {a['scores_digest']} {b['scores_digest']}"
+    return index.statistic(key, compute, Difference.from_description, Difference.described)
+
+
+def _judged(differences: Sequence[Difference], column: Column) -> list[Comparison]:
+    """Return the comparisons of a column, with differences as they are and the verdicts that the metric allows."""
+    lower = column.declared.better == "lower"
+    return [_turned(one, column) for one in judge([-one if lower else one for one in differences])]
 
 
 def _turned(comparison: Comparison, column: Column) -> Comparison:
-    """Return the comparison with its difference as it is, and the verdict that the metric allows."""
     if not column.declared.better and comparison.verdict in ("better", "worse"):
         return replace(comparison, verdict="different")
     if column.declared.better != "lower":

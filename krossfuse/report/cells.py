@@ -6,10 +6,8 @@ taken, and the difference to the baseline with its verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-import numpy as np
-import pandas as pd
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from krossfuse.report.boards import PARENT, Board, Column, Row, is_few_shot
 from krossfuse.report.values import format_difference, format_value
@@ -27,12 +25,10 @@ def is_best(board: Board, row: Row, column: Column) -> bool:
     """Whether a row's mean is the best of its column; none is where the metric has no better direction."""
     if column.key not in row.cells or not column.declared.better:
         return False
-    means = [other.cells[column.key]["mean"] for other in board.rows if column.key in other.cells]
-    best = min(means) if column.declared.better == "lower" else max(means)
-    return bool(np.isclose(row.cells[column.key]["mean"], best, rtol=0, atol=1e-12))
+    return abs(row.cells[column.key]["mean"] - board.best(column)) <= 1e-12
 
 
-def interval_mark(cell: pd.Series) -> str:
+def interval_mark(cell: Mapping[str, Any]) -> str:
     """Return the mark of an interval that is over test items alone."""
     if cell["interval"] == "none":
         return ""
@@ -93,17 +89,17 @@ def baseline_name(board: Board) -> str:
     return f"{base.name} ({base.dim})" if several else base.label
 
 
-def _spans(cells: Sequence[pd.Series], columns: Sequence[Column]) -> list[str]:
+def _spans(cells: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[str]:
     few_shot = all(map(is_few_shot, columns))
     spans = {}
     for kind in dict.fromkeys(cell["interval"] for cell in cells if cell["interval"] != "none"):
         mine = [cell for cell in cells if cell["interval"] == kind]
         parts = []
         if "seeds" in kind:
-            parts.append(f"{_counts(len(cell['scores'].values) for cell in mine)} seeds")
+            parts.append(f"{_counts(cell['draws'] for cell in mine)} seeds")
         if "subsets" in kind:
             what = "few-shot subsets" if few_shot else "subsets, folds or starts"
-            parts.append(f"{_counts(len(cell['scores'].subsets) for cell in mine)} {what}")
+            parts.append(f"{_counts(len(cell['subsets']) for cell in mine)} {what}")
         if "items" in kind:
             parts.append(f"{_counts(cell['n_items'] for cell in mine)} test items")
         spans[kind] = ("* over " if kind == "items" else "over ") + " and ".join(parts)

@@ -103,16 +103,17 @@ def describe_method(fusion: str, dim: int, members: Sequence[Member]) -> Describ
 
 def label_methods(methods: Sequence[Described]) -> list[str]:
     """Give every method its label and its numbers, and return what all of them share, for the board's title."""
-    telling = {key for method in methods for key in _telling(method, methods)}
+    telling = list(_telling(methods))
+    told = {key for keys in telling for key in keys}
     common = []
     for key in LINE_FIELDS:
         shown = {json.dumps(method.shown[key]): method.shown[key] for method in methods if method.shown.get(key)}
-        if len(shown) == 1 and key not in telling:
+        if len(shown) == 1 and key not in told:
             value = next(iter(shown.values()))[0]
             common.append(f"{value} {key}" if isinstance(value, str) else f"{key} = {value:g}")
-    for method in methods:
+    for method, keys in zip(methods, telling, strict=True):
         words = [method.title]
-        for key in _telling(method, methods):
+        for key in keys:
             name = key.rpartition(".")[2]
             set_to = method.options.get(key)
             if isinstance(set_to, str) and key in method.inner and "." in set_to:
@@ -135,22 +136,64 @@ def tell_apart(methods: Sequence[Described]) -> None:
         method.label += f", {extra}" if extra else ""
 
 
-def _telling(method: Described, methods: Sequence[Described]) -> list[str]:
-    """Return the keys of options that another method of the title has otherwise; numbers, also another of the kind."""
-    keys = []
-    for key, value in method.options.items():
-        others = [o for o in methods if key in o.options and o.options[key] != value]
-        alike = any(o.title == method.title or (o.kind == method.kind and _is_number(value)) for o in others)
-        if alike and key.rpartition(".")[2] not in ASIDE:
-            keys.append(key)
-    rivals = [o for o in methods if o is not method and (o.title == method.title or o.kind == method.kind)]
-    outer = [key for key in keys if key not in method.inner]
-    like = [o for o in rivals if all(o.options.get(key) == method.options[key] for key in outer)]
-    keys = outer + [
-        key for key in keys if key in method.inner and any(o.options.get(key) != method.options[key] for o in like)
-    ]
+class _Peers:
+    """Methods of one title, or of one kind: which values their options have, all together or where others are equal."""
+
+    def __init__(self) -> None:
+        self.methods: list[Described] = []
+        self._values: dict[str, set[Any]] | None = None
+        self._buckets: dict[tuple[str, ...], dict[tuple[Any, ...], list[Described]]] = {}
+        self._bucket_values: dict[tuple[Any, ...], set[Any]] = {}
+
+    def differ(self, key: str, value: Any) -> bool:
+        """Whether one of them has the option otherwise."""
+        if self._values is None:
+            self._values = {}
+            for method in self.methods:
+                for name, own in method.options.items():
+                    self._values.setdefault(name, set()).add(own)
+        return any(other != value for other in self._values.get(key, ()))
+
+    def differ_among(self, alike: tuple[str, ...], method: Described, key: str) -> bool:
+        """Whether one of those that have the options ``alike`` as ``method`` has them has option ``key`` otherwise."""
+        if alike not in self._buckets:
+            buckets: dict[tuple[Any, ...], list[Described]] = {}
+            for other in self.methods:
+                buckets.setdefault(tuple(other.options.get(name) for name in alike), []).append(other)
+            self._buckets[alike] = buckets
+        place = tuple(method.options.get(name) for name in alike)
+        found = (alike, place, key)
+        if found not in self._bucket_values:
+            bucket = self._buckets[alike].get(place, [])
+            self._bucket_values[found] = {other.options.get(key) for other in bucket}
+        return any(other != method.options[key] for other in self._bucket_values[found])
+
+
+def _telling(methods: Sequence[Described]) -> Iterator[list[str]]:
+    """Yield, method by method, the keys of options that set it apart.
+
+    Another method of its title has them otherwise; or, if they are numbers, another of its kind. Options of its parts
+    only where the others leave something open.
+    """
+    titles: dict[str, _Peers] = {}
+    kinds: dict[str, _Peers] = {}
+    for method in methods:
+        titles.setdefault(method.title, _Peers()).methods.append(method)
+        kinds.setdefault(method.kind, _Peers()).methods.append(method)
     order = {name: place for place, name in enumerate(LINE_FIELDS)}
-    return sorted(keys, key=lambda key: order.get(key.rpartition(".")[2], len(order)))
+    for method in methods:
+        title, kind = titles[method.title], kinds[method.kind]
+        keys = [
+            key
+            for key, value in method.options.items()
+            if key.rpartition(".")[2] not in ASIDE
+            and (title.differ(key, value) or (_is_number(value) and kind.differ(key, value)))
+        ]
+        outer = tuple(key for key in keys if key not in method.inner)
+        inner = [key for key in keys if key in method.inner]
+        inner = [k for k in inner if title.differ_among(outer, method, k) or kind.differ_among(outer, method, k)]
+        keys = [*outer, *inner]
+        yield sorted(keys, key=lambda key: order.get(key.rpartition(".")[2], len(order)))
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
