@@ -99,7 +99,7 @@ class Board:
     """Methods against measurements for one dataset and one pair of encoders.
 
     ``common`` is what all rows that have a choice there share (sketch, kernel), and so is in no row's label;
-    ``baseline`` is the row that the others are compared with.
+    ``baseline`` is the row that the others are compared with; ``part`` says which rows these are, where not all.
     """
 
     data: str
@@ -108,11 +108,33 @@ class Board:
     rows: list[Row]
     common: tuple[str, ...] = ()
     baseline: Row | None = None
+    part: str = ""
 
     @property
     def title(self) -> str:
-        """Dataset, pair, and what the rows share."""
-        return " · ".join(part for part in (self.data, self.pair, *self.common) if part)
+        """Dataset, pair, what the rows share, and which of the rows they are."""
+        return " · ".join(part for part in (self.data, self.pair, *self.common, self.part) if part)
+
+    def best_rows(self, most: int) -> Board:
+        """Return the board with no more than ``most`` rows where it has more: its baseline, and the best by
+        :meth:`leading`, in the order that they had.
+        """
+        if len(self.rows) <= most:
+            return self
+        leading = self.leading()
+        sign = -1 if leading.declared.better == "lower" else 1
+
+        def rank(row: Row) -> tuple[bool, bool, float]:
+            there = leading.key in row.cells
+            return row is self.baseline, there, sign * row.cells[leading.key]["mean"] if there else 0.0
+
+        kept = {id(row) for row in sorted(self.rows, key=rank, reverse=True)[:most]}
+        text = f"the best {most} of {len(self.rows)} rows in {leading.name}"
+        return replace(self, rows=[row for row in self.rows if id(row) in kept], part=text)
+
+    def leading(self) -> Column:
+        """Return the measurement that rows are ranked by unless another is asked for: the table's first."""
+        return (self.primary() or self.columns)[0]
 
     @property
     def few_shot(self) -> list[Column]:

@@ -47,6 +47,8 @@ OPTIONAL = ("tsne", "umap")
 """Pictures that are drawn only when they are asked for, since they take seconds."""
 KINDS = (*BOARD_PICTURES, *SNAPSHOT_PICTURES)
 FORMATS = ("png", "svg", "pdf")
+MOST_ROWS = 24
+"""Rows of a board that a picture has room for: of more, it shows the best, and says so."""
 
 
 def save_pictures(
@@ -57,7 +59,7 @@ def save_pictures(
     kinds: Iterable[str] | None = None,
     formats: Sequence[str] = ("png",),
 ) -> list[Path]:
-    """Draw every picture that the results allow.
+    """Draw every picture that the results allow; of a board with more than :data:`MOST_ROWS` rows, the best of them.
 
     Args:
         boards: of the runs.
@@ -77,7 +79,7 @@ def save_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        for board in boards:
+        for board in (board.best_rows(MOST_ROWS) for board in boards):
             shots = shots_of(board, runs) if set(wanted) & SNAPSHOT_PICTURES.keys() else []
             for kind in wanted:
                 draw = BOARD_PICTURES.get(kind)

@@ -123,7 +123,8 @@ def subtitle(board: Board, columns: Sequence[Column], *more: str) -> str:
 
 def subject(board: Board) -> str:
     """Return what was measured on."""
-    return f"{board.data}, pair {board.pair}" if board.pair else board.data
+    named = f"{board.data}, pair {board.pair}" if board.pair else board.data
+    return f"{named} · {board.part}" if board.part else named
 
 
 def titled(figure: Figure, title: str, below_it: str) -> None:
