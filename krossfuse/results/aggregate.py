@@ -11,6 +11,7 @@ measurement and conditions. What their interval is over depends on what there is
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -199,7 +200,8 @@ class Cell(dict[str, Any]):
     in the metric's unit (NaN without an interval, and within the metric's bounds); ``interval`` (over what, see above);
     ``spread_unknown`` (one seed of a random method); ``n`` (values behind the interval, of its first factor);
     ``seeds``; ``draws`` (of the seed that count: 1 where it changes nothing); ``subsets`` (names of them); ``n_items``
-    (0 where the scores are no items'); ``deterministic``; ``seconds`` (mean); ``items_digest`` (cells that share it are
+    (0 where the scores are no items'); ``deterministic``; ``hits`` (whether the scores are hits and misses); ``spread``
+    (the variance of the mean, by where it comes from); ``seconds`` (mean); ``items_digest`` (cells that share it are
     on the same items, see :func:`krossfuse.results.digest.items_digest`); ``scores_digest`` (cells that share it have
     the same scores); ``members``, the (run, record) behind it; and ``scores`` (:class:`Scores`), which are read when
     they are asked for, and not kept.
@@ -251,7 +253,7 @@ def _summary(group: Sequence[_Measured], index: RunIndex | None, level: float) -
     metric = members[0][1].declaration()
     compute = functools.partial(_interval, members, metric.low, metric.high, level)
     key = f"interval {digest} {metric.low} {metric.high} {level}"
-    found = index.statistic(key, compute, dict, dict) if index else compute()
+    found = index.statistic(key, compute, _read_interval, dict) if index else compute()
     by_subset: dict[Any, list[float]] = {}
     for one in group:
         by_subset.setdefault(one.subset, []).append(one.record.value)
@@ -290,7 +292,19 @@ def _interval(members: Sequence[Member], low: float | None, high: float | None, 
         "draws": len(scores.values),
         "subsets": list(scores.subsets),
         "deterministic": scores.deterministic,
+        "hits": scores.hits,
+        "spread": dataclasses.asdict(spread),
     }
+
+
+_INTERVAL = (
+    *("low", "high", "interval", "spread_unknown", "n", "n_items", "draws", "subsets", "deterministic", "hits"),
+    "spread",
+)
+
+
+def _read_interval(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in _INTERVAL}
 
 
 def _scores_digest(group: Sequence[_Measured]) -> str:

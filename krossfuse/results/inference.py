@@ -90,6 +90,11 @@ class Scores:
         size = np.abs(self.values)
         return bool((size * size == size).all())
 
+    @property
+    def hits(self) -> bool:
+        """Whether they are hits and misses, and not negated."""
+        return self.binary and bool((self.values >= 0).all())
+
     def on(self, subsets: Sequence[str]) -> Scores:
         """Return the scores on some of the subsets, in the order given."""
         if tuple(subsets) == self.subsets:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ZERO_SHOT_LINE = "the cross-modal encoder's zero-shot"
 
 
-def _paired_columns(board: Board) -> Iterator[tuple[Column, Column]]:
+def paired_columns(board: Board) -> Iterator[tuple[Column, Column]]:
     """Yield (linear probe, zero-shot) accuracy columns of the same label set and modality."""
     primary = [c for c in board.primary() if c.metric == "accuracy"]
     for linear in (c for c in primary if c.probe.startswith("linear")):
@@ -33,7 +33,7 @@ def _paired_columns(board: Board) -> Iterator[tuple[Column, Column]]:
 
 def linear_against_zero_shot(board: Board) -> Figure | None:
     """Draw linear-probe against zero-shot accuracy, one panel a label set; None where either was not measured."""
-    pairs = list(_paired_columns(board))[:4]
+    pairs = list(paired_columns(board))[:4]
     if not pairs:
         return None
     n_rows, n_columns = grid_of(len(pairs), 2)
