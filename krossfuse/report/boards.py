@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from krossfuse.core.metrics import Metric
 from krossfuse.report.labels import Described, describe_method, label_methods, tell_apart
 from krossfuse.results.aggregate import CONDITIONS, MEASURE, METHOD, Cell
 from krossfuse.results.index import RunIndex
+from krossfuse.results.inference import Scores
 from krossfuse.results.significance import Comparison, Difference, difference_of, judge
 
 PARENT = "cross_modal"
@@ -368,9 +369,10 @@ def compare_with(
         if not compares(base, column):
             continue
         own = base.cells[column.key]
+        scores = functools.cache(functools.partial(own.__getitem__, "scores"))
         others = [row for row in rows if row is not base and column.key in row.cells]
         others = [row for row in others if comparable(row.cells[column.key], own)]
-        made = _judged([difference(row.cells[column.key], own, index) for row in others], column)
+        made = _judged([difference(row.cells[column.key], own, index, scores) for row in others], column)
         for row, comparison in zip(others, made, strict=True):
             if comparison.test != "none":
                 row.against[column.key] = comparison
@@ -391,11 +393,18 @@ def comparable(a: Cell, b: Cell) -> bool:
     return bool(same) and not set(a["subsets"]).isdisjoint(b["subsets"])
 
 
-def difference(a: Cell, b: Cell, index: RunIndex | None) -> Difference:
-    """Return the difference of two comparable cells, as the index remembers it or computed."""
+def difference(a: Cell, b: Cell, index: RunIndex | None, scores: Callable[[], Scores] | None = None) -> Difference:
+    """Return the difference of two comparable cells, as the index remembers it or computed.
+
+    Args:
+        a: the first.
+        b: what is subtracted.
+        index: that remembers differences.
+        scores: reads those of ``b``; None: they are read from it.
+    """
 
     def compute() -> Difference:
-        return difference_of(a["scores"], b["scores"])
+        return difference_of(a["scores"], scores() if scores else b["scores"])
 
     if index is None:
         return compute()

@@ -11,7 +11,6 @@ measurement and conditions. What their interval is over depends on what there is
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -293,7 +292,7 @@ def _interval(members: Sequence[Member], low: float | None, high: float | None, 
         "subsets": list(scores.subsets),
         "deterministic": scores.deterministic,
         "hits": scores.hits,
-        "spread": dataclasses.asdict(spread),
+        "spread": {"items": spread.items, "parts": {name: vars(part) for name, part in spread.parts.items()}},
     }
 
 

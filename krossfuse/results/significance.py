@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -97,7 +97,9 @@ class Difference:
 
     def described(self) -> dict[str, Any]:
         """Return it as a JSON-able mapping, which :meth:`from_description` reads."""
-        return asdict(self)
+        spread = self.spread
+        parts = {name: vars(part) for name, part in spread.parts.items()}
+        return {**vars(self), "spread": {"items": spread.items, "n_items": spread.n_items, "parts": parts}}
 
     @staticmethod
     def from_description(described: Mapping[str, Any]) -> Difference:
