@@ -14,7 +14,8 @@ from krossfuse.app.paths import CONFIG_DIR, take_up_user_code
 from krossfuse.core.errors import ConfigError, did_you_mean
 
 COMMANDS = {
-    "report": "krossfuse.report.page",
+    "report": "krossfuse.report.command",
+    "dashboard": "krossfuse.report.serve",
     "store": "krossfuse.app.store",
     "diagnose": "krossfuse.app.diagnose",
     "export": "krossfuse.app.export",

@@ -17,6 +17,8 @@ VERDICT_MARK: dict[Verdict, str] = {"better": "▲", "worse": "▼", "different"
 ITEMS_MARK, UNKNOWN_MARK = "*", "†"
 ZERO_SHOT = "zero_shot_accuracy"
 """Metric of a probe that starts from zero-shot decisions: their accuracy, on the same items."""
+MOST_LISTED = 24
+"""Rows that a note lists differences of."""
 MOST_HINTS = 3
 """Rows that a note says more seeds of."""
 
@@ -137,6 +139,9 @@ def _against_zero_shot(board: Board, columns: Sequence[Column]) -> list[str]:
         before = by_key.get((column.key[0], ZERO_SHOT, *column.key[2:]))
         rows = [r for r in board.rows if before and {column.key, before.key} <= r.cells.keys()]
         if before is None or not rows:
+            continue
+        if len(rows) > MOST_LISTED:
+            notes.append(f"{column.name}: differences of {len(rows)} rows to their own zero-shot decisions are not listed")
             continue
         made = [compare(row.cells[column.key]["scores"], row.cells[before.key]["scores"]) for row in rows]
         texts = []

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from krossfuse.report.boards import Board, Column, compare_with
+from krossfuse.report.boards import Board, Column
 from krossfuse.report.cells import VERDICT_MARK, baseline_name, row_names
 from krossfuse.report.values import format_difference, scale
 from krossfuse.results.significance import Comparison
-
-MOST_ROWS = 24
-"""Rows up to which a page compares every two of them."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,3 @@ def difference_text(column: Column, comparison: Comparison) -> str:
     text = format_difference(column.declared, comparison.difference)
     decimals = len(text.partition(".")[2])
     return f"{text} ±{half:.{decimals}f} {VERDICT_MARK[comparison.verdict]}"
-
-
-def every_two(board: Board) -> list[Differences]:
-    """Return, for each row in turn as the baseline, the differences in the columns that the main table shows.
-
-    Empty where there are more than :data:`MOST_ROWS` rows, which would be too many tables.
-    """
-    if len(board.rows) > MOST_ROWS:
-        return []
-    made = (differences(compare_with(board, row, board.primary())) for row in board.rows)
-    return [of_row for of_row in made if of_row is not None]

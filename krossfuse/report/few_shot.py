@@ -30,9 +30,10 @@ def few_shot_table(boards: Sequence[Board]) -> pd.DataFrame:
                 measure["label_set"] if len(sets) > 1 else "",
             )
             name = " ".join(part for part in parts if part)
+            labels = short_labels(board, column)
             for row in board.rows:
                 if column.key in row.cells:
-                    key = (measure["shots"], short_label(board, row, column), measure["form"] or measure["modality"])
+                    key = (measure["shots"], labels[id(row)], measure["form"] or measure["modality"])
                     rows.setdefault(key, {})[name] = cell_text(row, column)[0]
     order = {label: i for i, label in enumerate(dict.fromkeys(key[1] for key in rows))}
     index = sorted(rows, key=lambda key: (float(key[0]), order[key[1]], str(key[2])))
@@ -45,5 +46,13 @@ def few_shot_table(boards: Sequence[Board]) -> pd.DataFrame:
 
 def short_label(board: Board, row: Row, column: Column) -> str:
     """Return a row's name with its numbers, and its dimension where only that tells it from another of a column."""
-    rivals = [other for other in board.rows if other.name == row.name and column.key in other.cells]
-    return f"{row.name}, {row.dim} dims" if len({other.dim for other in rivals}) > 1 else row.name
+    return short_labels(board, column)[id(row)]
+
+
+def short_labels(board: Board, column: Column) -> dict[int, str]:
+    """Return :func:`short_label` of every row of a board, by its ``id``."""
+    dims: dict[str, set[int]] = {}
+    for row in board.rows:
+        if column.key in row.cells:
+            dims.setdefault(row.name, set()).add(row.dim)
+    return {id(row): f"{row.name}, {row.dim} dims" if len(dims.get(row.name, ())) > 1 else row.name for row in board.rows}

@@ -79,20 +79,22 @@ def long_table(boards: Sequence[Board]) -> pd.DataFrame:
     """Return every aggregated measurement as one row, with its interval and its comparison: what the CSV holds."""
     rows = []
     for board in boards:
+        baseline = f"{board.baseline.name} ({board.baseline.dim})" if board.baseline else ""
         for row in board.rows:
+            options = {name: row.option(name) for name in LINE_FIELDS}
             for key, cell in row.cells.items():
                 against = row.against.get(key)
                 rows.append(
                     {name: cell[name] for name in ("data", "pair", "fusion")}
-                    | {name: row.option(name) for name in LINE_FIELDS if name != "C"}
-                    | {"dim": cell["dim"], "label": row.label, "C": row.option("C")}
+                    | {name: options[name] for name in LINE_FIELDS if name != "C"}
+                    | {"dim": cell["dim"], "label": row.label, "C": options["C"]}
                     | {name: row.numbers.get(name, "") for name in board.numbers if name not in LINE_FIELDS}
                     | {"config_digest": cell["config_digest"]}
                     | dict(zip(MEASURE, key, strict=True))
                     | {n: cell[n] for n in ("mean", "low", "high", "half_width", "interval", "n")}
                     | {"seeds": " ".join(map(str, cell["seeds"])), "n_items": cell["n_items"]}
                     | {"spread_unknown": cell["spread_unknown"], "seconds": cell["seconds"]}
-                    | {"baseline": f"{board.baseline.name} ({board.baseline.dim})" if board.baseline else ""}
+                    | {"baseline": baseline}
                     | {
                         "difference": against.difference if against else np.nan,
                         "difference_low": against.low if against else np.nan,

@@ -1,10 +1,12 @@
-"""``krossfuse report FOLDER``: tables, pictures and one HTML page again from any run or sweep, nothing recomputed."""
+"""Tables, pictures and one HTML page again from any runs or sweeps, nothing recomputed."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import gc
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -13,27 +15,52 @@ from rich.text import Text
 
 from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.core.files import write_whole
-from krossfuse.report.boards import Board, boards
+from krossfuse.report.boards import Board, arranged, compare_with, with_baseline
 from krossfuse.report.contests import contest_table, contest_title, lost_table
+from krossfuse.report.dashboard.page import html_page
+from krossfuse.report.dashboard.payload import payload
 from krossfuse.report.differences import differences
 from krossfuse.report.few_shot import few_shot_table
 from krossfuse.report.files import comparison_table, long_table, markdown_differences, markdown_frame, markdown_table
-from krossfuse.report.html import html_page
 from krossfuse.report.pictures import FORMATS as PICTURE_FORMATS
 from krossfuse.report.pictures import KINDS, OPTIONAL, save_pictures
 from krossfuse.report.reference import SOURCE, paper_beside_measured
 from krossfuse.report.terminal import make_console, print_boards, print_frame
-from krossfuse.results.aggregate import aggregate
+from krossfuse.results.aggregate import cells
 from krossfuse.results.errors import ResultsError
-from krossfuse.results.runs import Run, read_runs
+from krossfuse.results.index import RunIndex, open_runs
+from krossfuse.results.runs import Run
 
 FORMATS = ("terminal", "csv", "md", "html", *PICTURE_FORMATS)
 DEFAULT_FORMATS = ("terminal", "csv", "md", "html", "png")
+MOST_ROWS = 200
+"""Rows of a board in what is written for people to read; ``results.csv`` and the page have all."""
+MOST_STATES, MOST_ERROR = 20, 500
+"""Runs of which a note says how they ended, and characters of what each says."""
 DEFAULT_PICTURES = tuple(kind for kind in KINDS if kind not in OPTIONAL)
 
 
+@dataclass
+class Findings:
+    """What is reported of some runs.
+
+    Attributes:
+        title: of the report.
+        runs: all of them.
+        made: their boards, compared with the first baseline.
+        further: of each board, the same compared with the other baselines.
+        notes: warnings.
+    """
+
+    title: str
+    runs: list[Run]
+    made: list[Board]
+    further: list[list[Board]]
+    notes: list[str] = field(default_factory=list)
+
+
 def report(
-    folder: str | Path,
+    folders: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
     *,
     formats: Sequence[str] = DEFAULT_FORMATS,
@@ -41,15 +68,15 @@ def report(
     baseline: str | int | Sequence[str | int] | None = None,
     console: Console | None = None,
 ) -> list[Path]:
-    """Rebuild the tables and pictures of a run or sweep folder from what is recorded in it.
+    """Rebuild the tables and pictures of run or sweep folders from what is recorded in them.
 
     Files: ``results.csv`` (every aggregated measurement), ``results.md``, ``few_shot.csv``, ``paper.csv``,
     ``contests.csv`` (wins and losses of the baseline over several data sets) and ``comparisons.csv`` where there is
-    something for them, the pictures, and ``report.html``, one page with all of it that needs nothing else.
+    something for them, the pictures, and ``report.html``, one page to explore all of it that needs nothing else.
 
     Args:
-        folder: of a run or a sweep.
-        out: where the files go; ``folder/report`` if None.
+        folders: of a run or a sweep, or several of them, reported together.
+        out: where the files go; ``report`` in the folder if None, or where one stands if there are several folders.
         formats: of :data:`FORMATS`.
         pictures: kinds of ``pictures.KINDS``.
         baseline: name or number of the row that the others are compared with, or several: the first in the main table,
@@ -68,38 +95,65 @@ def report(
         check_choice("format", name, FORMATS)
     for kind in pictures:
         check_choice("figures", kind, KINDS)
-    runs = read_runs(folder)
+    places = [folders] if isinstance(folders, str | Path) else list(folders)
+    with _without_collector(), open_runs(places) as (runs, index):
+        found = find(runs, index, title=report_title(places), baseline=baseline)
+        target = Path(out) if out is not None else Path(places[0], "report") if len(places) == 1 else Path("report")
+        paper = paper_beside_measured([board.best_rows(MOST_ROWS) for board in found.made])
+        target.mkdir(parents=True, exist_ok=True)
+        if "terminal" in formats:
+            print_findings(found, paper, console or make_console())
+        written = _write_tables(found, paper, target, formats)
+        kinds_of_picture = [name for name in formats if name in PICTURE_FORMATS]
+        if kinds_of_picture:
+            written += save_pictures(found.made, runs, target, kinds=pictures, formats=kinds_of_picture)
+        if "html" in formats:
+            written.append(_write_page(found, paper, target, [p for p in written if p.suffix == ".png"], formats, pictures))
+        return written
+
+
+def find(
+    runs: list[Run], index: RunIndex, *, title: str, baseline: str | int | Sequence[str | int] | None = None
+) -> Findings:
+    """Return what is reported of some runs.
+
+    Raises:
+        ResultsError: they measured nothing.
+        ConfigError: no such row to compare with.
+    """
     unfinished = [run for run in runs if run.state != "finished"]
     if not any(run.records for run in runs):
-        raise ResultsError(f"no measurements in {folder}: {_states(unfinished) or 'its runs measured nothing'}")
-    table, notes = aggregate(runs)
-    made, further = _compared(table, runs, baseline, notes)
-    paper = paper_beside_measured(made)
+        raise ResultsError(f"no measurements in {title}: {_states(unfinished) or 'its runs measured nothing'}")
+    table, notes = cells(runs, index)
+    made, further = _compared(arranged(table), runs, baseline, notes, index)
     if unfinished:
         notes.append(f"not finished, so measurements may be missing: {_states(unfinished)}")
-    target = Path(folder) / "report" if out is None else Path(out)
-    target.mkdir(parents=True, exist_ok=True)
-    if "terminal" in formats:
-        _print(made, further, paper, notes, console or make_console())
-    written = _write_tables(made, further, paper, target, formats)
-    kinds_of_picture = [name for name in formats if name in PICTURE_FORMATS]
-    if kinds_of_picture:
-        written += save_pictures(made, runs, target, kinds=pictures, formats=kinds_of_picture)
-    if "html" in formats:
-        drawn = [path for path in written if path.suffix == ".png"]
-        with tempfile.TemporaryDirectory() as scratch:
-            if "png" not in formats:
-                drawn = save_pictures(made, runs, scratch, kinds=pictures)
-            page = target / "report.html"
-            write_whole(
-                page, html_page(Path(folder), runs, made, paper, notes, drawn, further, _contests(made)).encode()
-            )
-        written.append(page)
-    return written
+    return Findings(f"KrossFuse: {title}", runs, made, further, notes)
+
+
+def report_title(places: Sequence[str | Path]) -> str:
+    """Return the names of the folders that are reported."""
+    return ", ".join(Path(place).resolve().name for place in places)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python from looking for circles among millions of objects that all live until the report is done."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _compared(
-    table: pd.DataFrame, runs: Sequence[Run], baseline: str | int | Sequence[str | int] | None, notes: list[str]
+    plain: list[Board],
+    runs: Sequence[Run],
+    baseline: str | int | Sequence[str | int] | None,
+    notes: list[str],
+    index: RunIndex,
 ) -> tuple[list[Board], list[list[Board]]]:
     """Return the boards; and of each, the same compared with the second baseline, the third, ...
 
@@ -111,7 +165,7 @@ def _compared(
     by_name: list[list[Board]] = []
     for name in names:
         try:
-            by_name.append(boards(table, name))
+            by_name.append(with_baseline(plain, name, index))
         except ConfigError as error:
             if baseline is not None:
                 raise
@@ -119,7 +173,7 @@ def _compared(
             continue
         if missing := [board.data for board in by_name[-1] if board.baseline is None]:
             notes.append(f"no row {name!r} to compare with on {', '.join(missing)}")
-    made = by_name[0] if by_name else boards(table)
+    made = by_name[0] if by_name else [compare_with(board, board.parent, index=index) for board in plain]
     return made, [list(others) for others in zip(*by_name[1:], strict=True)] or [[] for _ in made]
 
 
@@ -132,102 +186,72 @@ def _contests(made: Sequence[Board]) -> list[tuple[str, pd.DataFrame]]:
     return [(contest_title(made), wins), *([("Where another is better", lost)] if len(lost) else [])]
 
 
-def _states(runs: Iterable[Run]) -> str:
-    return "; ".join(f"{run.name} {run.state}" + (f" ({run.error})" if run.error else "") for run in runs)
+def _states(runs: Sequence[Run]) -> str:
+    """Say how some runs ended, the first :data:`MOST_STATES` of them."""
+    told = "; ".join(
+        f"{run.name} {run.state}" + (f" ({run.error[:MOST_ERROR]})" if run.error else "") for run in runs[:MOST_STATES]
+    )
+    return told + (f"; and {len(runs) - MOST_STATES} more" if len(runs) > MOST_STATES else "")
 
 
-def _print(
-    made: Sequence[Board],
-    further: Sequence[Sequence[Board]],
-    paper: pd.DataFrame,
-    notes: Sequence[str],
-    console: Console,
-) -> None:
-    print_boards(made, console, further)
-    for title, frame in _contests(made):
+def print_findings(found: Findings, paper: pd.DataFrame, console: Console) -> None:
+    """Print the tables, the notes, and what stands elsewhere."""
+    print_boards(found.made, console, found.further)
+    for title, frame in _contests(found.made):
         print_frame(frame, title, console)
     if len(paper):
         print_frame(paper, f"Paper ({SOURCE}) beside measured", console)
-    for note in notes:
+    for note in found.notes:
         console.print(Text(note, style="yellow"))
 
 
-def _write_tables(
-    made: Sequence[Board],
-    further: Sequence[Sequence[Board]],
+def _write_page(
+    found: Findings,
     paper: pd.DataFrame,
     target: Path,
+    drawn: list[Path],
     formats: Sequence[str],
-) -> list[Path]:
-    few = few_shot_table(made)
-    frames = {"results": long_table(made), "few_shot": few, "paper": paper, "contests": contest_table(made)}
-    if any(further):
-        frames["comparisons"] = comparison_table([*made, *(other for others in further for other in others)])
+    pictures: Sequence[str],
+) -> Path:
+    content = payload(found.title, found.runs, found.made, found.notes, found.further)
+    page = target / "report.html"
+    with tempfile.TemporaryDirectory() as scratch:
+        if "png" not in formats:
+            drawn = save_pictures(found.made, found.runs, scratch, kinds=pictures)
+        html = html_page(content, found.made, paper, drawn, found.further, _contests(found.made))
+    write_whole(page, html.encode())
+    return page
+
+
+def _write_tables(found: Findings, paper: pd.DataFrame, target: Path, formats: Sequence[str]) -> list[Path]:
+    made, further = found.made, found.further
     written = []
     if "csv" in formats:
+        frames = {"results": long_table(made), "few_shot": few_shot_table(made), "paper": paper}
+        frames["contests"] = contest_table(made)
+        if any(further):
+            frames["comparisons"] = comparison_table([*made, *(other for others in further for other in others)])
         for name, frame in frames.items():
             if len(frame):
                 written.append(target / f"{name}.csv")
                 frame.to_csv(written[-1], index=False)
     if "md" in formats:
-        parts = []
-        for board, others in zip(made, further, strict=True):
-            parts.append(markdown_table(board))
-            parts += [markdown_differences(t) for other in others if (t := differences(other)) is not None]
-        parts += [f"### {title}\n\n{markdown_frame(frame)}\n" for title, frame in _contests(made)]
-        if len(few):
-            parts.append(f"### Few-shot accuracy\n\n{markdown_frame(few)}\n")
-        if len(paper):
-            parts.append(f"### Paper ({SOURCE}) beside measured\n\n{markdown_frame(paper)}\n")
         written.append(target / "results.md")
-        write_whole(written[-1], "\n".join(parts).encode())
+        write_whole(written[-1], _markdown(found, paper).encode())
     return written
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run ``krossfuse report FOLDER [--out DIR] [--format ...] [--figures ...] [--baseline ROW]``."""
-    parser = argparse.ArgumentParser(
-        prog="krossfuse report",
-        description="Tables, pictures and one HTML page again from a run or sweep folder; nothing is recomputed.",
-    )
-    parser.add_argument("folder", help="folder of a run or of a sweep")
-    parser.add_argument("--out", help="where the files go (default: FOLDER/report)")
-    parser.add_argument(
-        "--format",
-        nargs="+",
-        default=list(DEFAULT_FORMATS),
-        metavar="FORMAT",
-        help=f"of {', '.join(FORMATS)} (default: {' '.join(DEFAULT_FORMATS)})",
-    )
-    parser.add_argument(
-        "--figures",
-        "--pictures",
-        dest="pictures",
-        nargs="+",
-        default=list(DEFAULT_PICTURES),
-        metavar="KIND",
-        help=f"of {', '.join(KINDS)} (default: all but {' and '.join(OPTIONAL)}, which take longer)",
-    )
-    parser.add_argument(
-        "--baseline",
-        nargs="+",
-        metavar="ROW",
-        help="name or number (from 1, in the order printed) of the row that the others are compared with, or several: "
-        'the others each in a table of differences, e.g. "Concatenation" 2 (default: report.baselines of the runs\' '
-        "configuration, or the cross-modal encoder alone)",
-    )
-    arguments = parser.parse_args(argv)
-    if not arguments.folder.strip():
-        raise ConfigError("krossfuse report: the folder is empty; was a variable not set?")
-    console = make_console()
-    written = report(
-        arguments.folder,
-        arguments.out,
-        formats=arguments.format,
-        pictures=arguments.pictures,
-        baseline=arguments.baseline,
-        console=console,
-    )
-    if written:
-        console.print(f"{len(written)} files in {written[0].parent}", style="dim")
-    return 0
+def _markdown(found: Findings, paper: pd.DataFrame) -> str:
+    parts = []
+    for board, others in zip(found.made, found.further, strict=True):
+        parts.append(markdown_table(board.best_rows(MOST_ROWS)))
+        for other in others:
+            if (table := differences(other.best_rows(MOST_ROWS))) is not None:
+                parts.append(markdown_differences(table))
+    parts += [f"### {title}\n\n{markdown_frame(frame)}\n" for title, frame in _contests(found.made)]
+    few = few_shot_table([board.best_rows(MOST_ROWS) for board in found.made])
+    if len(few):
+        parts.append(f"### Few-shot accuracy\n\n{markdown_frame(few)}\n")
+    if len(paper):
+        parts.append(f"### Paper ({SOURCE}) beside measured\n\n{markdown_frame(paper)}\n")
+    return "\n".join(parts)

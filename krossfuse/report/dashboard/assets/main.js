@@ -18,6 +18,7 @@ let model, table, charts, drawing = 0;
 function changed() {
   table.filter();
   table.render();
+  tickColumns();
   clearTimeout(drawing);
   drawing = setTimeout(() => charts.update(table.rows), 120); // pictures wait until the typing is done
 }
@@ -88,7 +89,6 @@ function show(data, scores) {
   fill();
   summary();
   changed();
-  tickColumns();
 }
 
 function summary() {
