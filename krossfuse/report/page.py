@@ -183,7 +183,12 @@ def _contests(made: Sequence[Board]) -> list[tuple[str, pd.DataFrame]]:
     if wins.empty:
         return []
     lost = lost_table(made)
-    return [(contest_title(made), wins), *([("Where another is better", lost)] if len(lost) else [])]
+    tables = []
+    for title, frame in ((contest_title(made), wins), ("Where another is better", lost)):
+        if len(frame):
+            part = f": the first {MOST_ROWS} of {len(frame)}" if len(frame) > MOST_ROWS else ""
+            tables.append((title + part, frame.head(MOST_ROWS)))
+    return tables
 
 
 def _states(runs: Sequence[Run]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
 import pandas as pd
@@ -12,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from krossfuse.report.boards import Board, Column, Row
+from krossfuse.report.boards import Board, Column, Key, Row
 from krossfuse.report.cells import cell_text, is_best, notes_for, row_names
 from krossfuse.report.differences import Differences, differences
 from krossfuse.report.few_shot import few_shot_table
@@ -20,20 +21,29 @@ from krossfuse.results.significance import Verdict
 
 VERDICT_STYLE: dict[Verdict, str] = {"better": "green", "worse": "red", "different": "", "no difference shown": "dim"}
 
-
 METHOD_WIDTH = 44
-"""Characters at which the name of a method is wrapped, so that measurements have room beside it."""
+"""Characters at which the name of a method is wrapped at the latest, so that measurements have room beside it."""
+
+MOST_ROWS = 40
+"""Rows of a board that are printed."""
+
+PIPED_WIDTH = 120
+"""Characters of a line where standard output is no terminal and COLUMNS does not say."""
+
+ELSEWHERE = "krossfuse report FOLDER writes all of it: report.html to explore, results.csv to compute with"
 
 
 def make_console() -> Console:
-    """Return a console on standard output, 120 characters wide where that is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    """Return a console on standard output: as wide as COLUMNS says, or the terminal is, or :data:`PIPED_WIDTH`."""
+    asked = os.environ.get("COLUMNS", "")
+    width = int(asked) if asked.isdigit() and int(asked) > 0 else None if sys.stdout.isatty() else PIPED_WIDTH
+    return Console(width=width)
 
 
 def print_boards(
     boards: Sequence[Board], console: Console | None = None, further: Sequence[Sequence[Board]] = ()
 ) -> None:
-    """Print every board and the few-shot table; wide boards as several tables.
+    """Print every board as one table, and the few-shot table.
 
     Args:
         boards: to print.
@@ -43,75 +53,60 @@ def print_boards(
     console = console or make_console()
     width = min(console.width, 140)
     for number, board in enumerate(boards):
-        for item in terminal_tables(board, width=width):
+        for item in terminal_table(board.best_rows(MOST_ROWS), width=width):
             console.print(item)
         for other in further[number] if further else ():
-            if (table := differences(other)) is not None:
+            if (table := differences(other.best_rows(MOST_ROWS))) is not None:
                 console.print()
                 for item in difference_terminal(table, width):
                     console.print(item)
-    for item in few_shot_terminal(boards):
+    for item in few_shot_terminal([board.best_rows(MOST_ROWS) for board in boards]):
         console.print(item)
 
 
-def terminal_tables(board: Board, columns: Sequence[Column] | None = None, width: int = 120) -> list[RenderableType]:
-    """Return the board as tables no wider than ``width`` characters, and the notes under them."""
+def terminal_table(board: Board, columns: Sequence[Column] | None = None, width: int = 120) -> list[RenderableType]:
+    """Return the board as one table no wider than ``width`` characters, and the notes under it.
+
+    Where not all measurements have room, differences go under their values; then every probe's first measurement is
+    shown before any second one, and a line says which are left out.
+    """
     columns = board.primary() if columns is None else list(columns)
-    tables: list[RenderableType] = []
-    for number, chunk in enumerate(_chunks(board, columns, width)):
-        table = RichTable(
-            title=Text(board.title if number == 0 else f"{board.title} (continued)"),
-            box=box.SIMPLE_HEAD,
-            title_style="bold",
-            title_justify="left",
-            header_style="",
-            collapse_padding=True,
-            pad_edge=False,
-        )
-        table.add_column("method", no_wrap=True)
-        table.add_column("dim", justify="right", no_wrap=True)
-        for key in board.numbers:
-            table.add_column(Text(key), justify="right")
-        for column in chunk:
-            table.add_column(Text(column.title), justify="right")
-        for row in board.rows:
-            if any(column.key in row.cells for column in chunk):
-                # Names from outside are texts: Rich would read markup in them.
-                table.add_row(*_names(row_names(board, row)), *(_cell(board, row, column) for column in chunk))
-        tables.append(table)
-    if columns:
-        tables += [Text(note, style="dim") for note in notes_for(board, columns)]
-    return tables
+    names = [row_names(board, row) for row in board.rows]
+    heads = ["method", "dim", *board.numbers]
+    cells = {c.key: [_cell(board, row, c) for row in board.rows] for c in columns}
+    lead = _lead_widths(heads, names, width)
+    shown = _fitting(columns, {c.key: _width(c.title, cells[c.key]) for c in columns}, width - sum(lead))
+    if len(shown) < len(columns):
+        cells = {c.key: [_cell(board, row, c, stacked=True) for row in board.rows] for c in columns}
+        shown = _fitting(columns, {c.key: _width(c.title, cells[c.key]) for c in columns}, width - sum(lead))
+    there = [i for i, row in enumerate(board.rows) if any(column.key in row.cells for column in shown)]
+    table = _new_table(board.title, heads)
+    for column in shown:
+        table.add_column(Text(column.title), justify="right")
+    for i in there:
+        # Names from outside are texts: Rich would read markup in them.
+        table.add_row(*_names(names[i], lead[0] - 2), *(cells[column.key][i] for column in shown))
+    left_out = [column.name for column in columns if column not in shown]
+    notes = [*_left_out(left_out, board), *(notes_for(board, shown) if shown else [])]
+    return [table, *(Text(note, style="dim") for note in notes)]
 
 
 def difference_terminal(table: Differences, width: int = 120) -> list[RenderableType]:
-    """Return a table of differences as tables no wider than ``width`` characters."""
-    lead = [2 + _lead(head, [names[i] for names, _ in table.rows]) for i, head in enumerate(table.heads)]
-    tables: list[RenderableType] = []
-    first = 0
-    while first < len(table.columns):
-        used, last = sum(lead), first
-        while last < len(table.columns):
-            cells = (len(cells[last][0]) for _, cells in table.rows)
-            used += 2 + max(*cells, _words(table.columns[last].title))
-            if used > width and last > first:
-                break
-            last += 1
-        title = table.title if first == 0 else f"{table.title} (continued)"
-        printed = RichTable(
-            title=Text(title), box=box.SIMPLE_HEAD, title_style="bold", title_justify="left", header_style="",
-            collapse_padding=True, pad_edge=False,
-        )  # fmt: skip
-        for i, head in enumerate(table.heads):
-            printed.add_column(Text(head), justify="right" if i else "left", no_wrap=i < 2)
-        for column in table.columns[first:last]:
-            printed.add_column(Text(column.title), justify="right")
-        for names, of_row in table.rows:
-            styled = (Text(text, VERDICT_STYLE[c.verdict] if c else "") for text, c in of_row[first:last])
-            printed.add_row(*_names(names), *styled)
-        tables.append(printed)
-        first = last
-    return tables
+    """Return a table of differences as one table no wider than ``width`` characters, and what it leaves out."""
+    lead = _lead_widths(table.heads, [names for names, _ in table.rows], width)
+    places = {column.key: i for i, column in enumerate(table.columns)}
+    texts = {column.key: [cells[i][0] for _, cells in table.rows] for i, column in enumerate(table.columns)}
+    widths = {column.key: _width(column.title, list(map(Text, texts[column.key]))) for column in table.columns}
+    shown = _fitting(table.columns, widths, width - sum(lead))
+    printed = _new_table(table.title, table.heads)
+    for column in shown:
+        printed.add_column(Text(column.title), justify="right")
+    for names, cells in table.rows:
+        own = [cells[places[column.key]] for column in shown]
+        styled = (Text(text, VERDICT_STYLE[made.verdict] if made else "") for text, made in own)
+        printed.add_row(*_names(names, lead[0] - 2), *styled)
+    left_out = [column.name for column in table.columns if column not in shown]
+    return [printed, *(Text(note, style="dim") for note in _left_out(left_out, None))]
 
 
 def few_shot_terminal(boards: Sequence[Board]) -> list[RenderableType]:
@@ -134,34 +129,56 @@ def few_shot_terminal(boards: Sequence[Board]) -> list[RenderableType]:
 
 
 def print_frame(table: pd.DataFrame, title: str, console: Console) -> None:
-    """Print a data frame of texts."""
+    """Print a data frame of texts, the first :data:`MOST_ROWS` of it."""
     printed = RichTable(title=Text(title), box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
     for name in table.columns:
         printed.add_column(Text(str(name)))
-    for values in table.astype(str).itertuples(index=False):
+    for values in table.head(MOST_ROWS).astype(str).itertuples(index=False):
         printed.add_row(*map(Text, values))
     console.print(printed)
+    if len(table) > MOST_ROWS:
+        console.print(Text(f"and {len(table) - MOST_ROWS} more", style="dim"))
 
 
-def _cell(board: Board, row: Row, column: Column) -> Text:
+def _cell(board: Board, row: Row, column: Column, *, stacked: bool = False) -> Text:
     value, difference = cell_text(row, column)
     text = Text(value)
     if is_best(board, row, column):
         text.stylize("bold")
     if difference:
-        text.append(f" {difference}", VERDICT_STYLE[row.against[column.key].verdict])
+        style = VERDICT_STYLE[row.against[column.key].verdict]
+        text.append(f"\n{difference}" if stacked else f" {difference}", style)
     return text
 
 
-def _names(names: Sequence[str]) -> list[Text]:
+def _new_table(title: str, heads: Sequence[str]) -> RichTable:
+    table = RichTable(
+        title=Text(title), box=box.SIMPLE_HEAD, title_style="bold", title_justify="left", header_style="",
+        collapse_padding=True, pad_edge=False,
+    )  # fmt: skip
+    for i, head in enumerate(heads):
+        table.add_column(Text(head), justify="right" if i else "left", no_wrap=i < 2)
+    return table
+
+
+def _names(names: Sequence[str], width: int) -> list[Text]:
     """Return the first cells of a row; a long name is wrapped here, since Rich would rather narrow measurements."""
-    return [Text("\n".join(wrap(names[0], METHOD_WIDTH)) or names[0]), *map(Text, names[1:])]
+    return [Text("\n".join(wrap(names[0], width)) or names[0]), *map(Text, names[1:])]
 
 
-def _lead(head: str, texts: Sequence[str]) -> int:
-    """Return the width of one of the first columns, of which the first is wrapped where it is long."""
-    lines = (line for text in texts for line in (wrap(text, METHOD_WIDTH) if head == "method" else [text]))
-    return max(_words(head), *map(len, lines))
+def _lead_widths(heads: Sequence[str], names: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the widths of the first columns with the room between them; of the first no more than 2 of 5 parts."""
+    most = max(12, min(METHOD_WIDTH, width * 2 // 5))
+    widths = []
+    for i, head in enumerate(heads):
+        lines = (line for row in names for line in (wrap(row[0], most) if i == 0 else [row[i]]))
+        widths.append(2 + max([_words(head), *map(len, lines)]))
+    return widths
+
+
+def _width(title: str, cells: Sequence[Text]) -> int:
+    """Return the width of a column with the room before it: a heading is wrapped between its words, a cell never is."""
+    return 2 + max([_words(title), *(len(line) for cell in cells for line in cell.plain.split("\n"))])
 
 
 def _words(title: str) -> int:
@@ -169,21 +186,28 @@ def _words(title: str) -> int:
     return max(len(word) for line in title.split("\n") for word in line.split(" "))
 
 
-def _chunks(board: Board, columns: Sequence[Column], width: int) -> Iterator[list[Column]]:
-    """Split columns over as many tables as the width asks for."""
-    heads = ["method", "dim", *board.numbers]
-    leads = zip(*(row_names(board, row) for row in board.rows), strict=True)
-    lead = sum(2 + _lead(head, texts) for head, texts in zip(heads, leads, strict=True))
-    chunk: list[Column] = []
-    used = lead
-    for column in columns:
-        cells = [len(" ".join(cell_text(row, column)).strip()) for row in board.rows]
-        # A long heading is wrapped between its words; a cell never is.
-        need = 2 + max(*cells, _words(column.title))
-        if chunk and used + need > width:
-            yield chunk
-            chunk, used = [], lead
-        chunk.append(column)
-        used += need
-    if chunk:
-        yield chunk
+def _fitting(columns: Sequence[Column], widths: Mapping[Key, int], room: int) -> list[Column]:
+    """Return the columns that fit, each probe's first before any second one, in their own order; at least one."""
+    turns: dict[str, int] = {}
+    ranked = []
+    for place, column in enumerate(columns):
+        turns[column.probe] = turns.get(column.probe, -1) + 1
+        ranked.append((turns[column.probe], place, column))
+    kept: list[Column] = []
+    for _, _, column in sorted(ranked, key=lambda one: one[:2]):
+        if kept and widths[column.key] > room:
+            break
+        room -= widths[column.key]
+        kept.append(column)
+    return [column for column in columns if column in kept]
+
+
+def _left_out(names: Sequence[str], board: Board | None) -> list[str]:
+    """Say what a table has no room for, and where it is."""
+    parts = []
+    if names:
+        shown = "; ".join(names[:6]) + (f"; and {len(names) - 6} more" if len(names) > 6 else "")
+        parts.append(f"No room here for {shown}")
+    if board is not None and board.part:
+        parts.append(f"These are {board.part}")
+    return [f"{'. '.join(parts)}: {ELSEWHERE}"] if parts else []

@@ -9,6 +9,7 @@ changed is read again; an index that is damaged, or of another version, is made 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -312,6 +313,14 @@ def _signature(folder: Path) -> str:
         except OSError:
             parts.append("-")
     return " ".join(parts)
+
+
+def folder_digest(folder: Path) -> str:
+    """Return what changes when a run below a folder is new, gone or written to; nothing is opened."""
+    digest = hashlib.blake2b(digest_size=12)
+    for place in run_folders(folder):
+        digest.update(f"{place} {_signature(place)}\n".encode())
+    return digest.hexdigest()
 
 
 def _checksum(texts: Sequence[str]) -> int:

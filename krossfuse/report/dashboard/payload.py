@@ -120,7 +120,7 @@ def _cells(cells: Sequence[tuple[int, int, Cell]], texts: Texts) -> dict[str, li
         values = (
             row,
             measure,
-            _short(cell["mean"]),
+            _exact(cell["mean"]),
             _short(cell["low"]),
             _short(cell["high"]),
             texts.number(cell["interval"]),
@@ -200,7 +200,7 @@ def _compared(
         for row in (row for board in boards for row in board.rows):
             for key, comparison in row.against.items():
                 columns["cell"].append(place[id(row.cells[key])])
-                columns["difference"].append(_short(comparison.difference))
+                columns["difference"].append(_exact(comparison.difference))
                 columns["low"].append(_short(comparison.low))
                 columns["high"].append(_short(comparison.high))
                 columns["p"].append(_short(comparison.p_value))
@@ -210,7 +210,12 @@ def _compared(
     return entries
 
 
+def _exact(value: float) -> float | None:
+    """Return a number as it is, so that the page rounds it as the tables do; None for NaN."""
+    return value if math.isfinite(value) else None
+
+
 def _short(value: float) -> float | None:
-    """Return a number with as many digits as a page shows or computes with; None for NaN."""
+    """Return a number with as many digits as an interval needs; None for NaN."""
     return float(f"{value:.7g}") if math.isfinite(value) else None
 

@@ -47,7 +47,7 @@ OPTIONAL = ("tsne", "umap")
 """Pictures that are drawn only when they are asked for, since they take seconds."""
 KINDS = (*BOARD_PICTURES, *SNAPSHOT_PICTURES)
 FORMATS = ("png", "svg", "pdf")
-MOST_ROWS = 24
+MOST_ROWS = 16
 """Rows of a board that a picture has room for: of more, it shows the best, and says so."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
 
 from krossfuse.report.pictures.style import drawable, settle
 
@@ -21,6 +22,13 @@ Label = tuple[float, float, str, str]
 
 def _overlap(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _covered(box: Box, others: NDArray[np.float64]) -> float:
+    """Return how much of some boxes, (n, 4), one covers, all together."""
+    wide = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
+    high = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
+    return float((wide.clip(0) * high.clip(0)).sum())
 
 
 def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[tuple[float, float]]) -> None:
@@ -37,7 +45,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[tuple[
     pixels = figure.dpi / 72
     taken: list[Box] = []
     points = axes.transData.transform(np.array(obstacles)) if len(obstacles) else np.empty((0, 2))
-    dots = [(x - 3 * pixels, y - 3 * pixels, x + 3 * pixels, y + 3 * pixels) for x, y in points]
+    dots = np.hstack([points - 3 * pixels, points + 3 * pixels])
     for x, y, text, colour in labels:
         at = axes.transData.transform((x, y))
         note = axes.annotate(
@@ -57,7 +65,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[tuple[
             cost = (
                 30 * outside
                 + 12 * sum(_overlap(box, other) for other in taken)
-                + 6 * sum(_overlap(box, dot) for dot in dots)
+                + 6 * _covered(box, dots)
                 + 2.0 * radius * pixels * height / 6
             )
             if best is None or cost < best[0]:

@@ -137,7 +137,7 @@ class Charts {
         hoverinfo: "skip", showlegend: false, name: plain(group.name)};
     });
     return this.plot(place, [...lines, ...this.points(rows, "dim", y, rows.length)], "dimension", this.axis(y),
-      `${rows.length} rows; lines: the best of a method at each dimension`, {xaxis: {type: "log"}});
+      `${rows.length} rows; lines: the best of a method at each dimension`, {xaxis: powers(rows.map(r => this.model.dim[r]))});
   }
 
   shots(place) {
@@ -160,7 +160,8 @@ class Charts {
         marker: {symbol: SYMBOLS[i % SYMBOLS.length], size: 8}};
     });
     return this.plot(place, curves, "shots a class", `${metric.metric.replace(/_/g, " ")}${metric.unit ? ` (${metric.unit})` : ""}`,
-      kept.length < rows.length ? `the best ${kept.length} of ${rows.length} rows` : `${rows.length} rows`, {xaxis: {type: "log"}});
+      kept.length < rows.length ? `the best ${kept.length} of ${rows.length} rows` : `${rows.length} rows`,
+      {xaxis: powers(columns.map(m => +model.measures[m].shots))});
   }
 
   trade(place) {
@@ -187,7 +188,7 @@ class Charts {
       ` ${this.model.dataOf(r)}: ${this.value(r, x).toPrecision(4)}, ${this.value(r, y).toPrecision(4)}`)));
     const side = key => ({higher: "more is better", lower: "less is better"})[this.better(key)] ?? "neither side is better";
     return this.plot(place, [...this.points(rows, x, y, rows.length), line], this.axis(x), this.axis(y),
-      `${front.length} of ${rows.length} rows are on the front; across: ${side(x)}, up: ${side(y)}`, {xaxis: {type: x === "dim" ? "log" : "linear"}});
+      `${front.length} of ${rows.length} rows are on the front; across: ${side(x)}, up: ${side(y)}`, {xaxis: x === "dim" ? powers(rows.map(r => this.model.dim[r])) : {}});
   }
 
   parallel(place) {
@@ -196,9 +197,10 @@ class Charts {
       place.textContent = "Parallel coordinates need WebGL, which this browser does not offer here.";
       return undefined;
     }
-    const words = values => {
+    const narrow = place.clientWidth < 560;
+    const words = values => { // these texts are not read as markup
       const names = [...new Set(values)];
-      return {values: values.map(v => names.indexOf(v)), tickvals: names.map((_, i) => i), ticktext: names.map(name => plain(cut(name, 24)))};
+      return {values: values.map(v => names.indexOf(v)), tickvals: names.map((_, i) => i), ticktext: names.map(name => cut(name, narrow ? 12 : 24))};
     };
     const axes = [{label: "method", ...words(rows.map(r => model.fusion[r]))}];
     if (new Set(rows.map(r => model.dataOf(r))).size > 1) axes.push({label: "data", ...words(rows.map(r => model.dataOf(r)))});
@@ -219,7 +221,7 @@ class Charts {
     const colours = rows.map(r => this.value(r, String(m)));
     return this.plot(place, [{type: "parcoords", dimensions: axes, labelangle: -12, labelside: "bottom",
       line: {color: colours, colorscale: "Viridis", showscale: true, colorbar: {title: {text: ""}, thickness: 12}}}], "", "",
-    `${rows.length} rows, coloured by ${model.measures[m].title}; drag along an axis to pick a range`, {margin: {l: 70, r: 40, t: 40, b: 90}});
+    `${rows.length} rows, coloured by ${model.measures[m].title}; drag along an axis to pick a range`, {margin: {l: narrow ? 80 : 130, r: 50, t: 56, b: 90}, showlegend: false});
   }
 
   kernels(place) {
@@ -234,7 +236,8 @@ class Charts {
     note_.textContent = note;
     place.setAttribute("role", "img");
     place.setAttribute("aria-label", `${place.parentElement.querySelector("h3").textContent}: ${note}`);
-    await Plotly.react(place, traces, look({xaxis: {title: {text: plain(x)}}, yaxis: {title: {text: plain(y)}}}, more, place), CONFIG);
+    await Plotly.react(place, traces, look({xaxis: {title: {text: plain(x)}}, yaxis: {title: {text: plain(y)}}}, more, place),
+      traces.some(trace => trace.type === "parcoords") ? SAVE : CONFIG);
     if (!place.clickable) {
       place.clickable = true;
       place.on("plotly_click", event => {
@@ -245,11 +248,22 @@ class Charts {
   }
 }
 
-const CONFIG = {displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"]};
+// These buttons and no others: Plotly's own list has one that uploads the picture.
+const SAVE = {displaylogo: false, responsive: true, modeBarButtons: [["toImage"]]};
+const CONFIG = {...SAVE, modeBarButtons: [["toImage"], ["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]]};
 
 function inherited(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 
 function cut(text, most) { return text.length > most ? `${text.slice(0, most - 1)}…` : text; }
+
+// A logarithmic axis whose ticks are powers of two.
+function powers(values) {
+  const low = Math.floor(Math.log2(Math.min(...new Set(values)))), high = Math.ceil(Math.log2(Math.max(...new Set(values))));
+  if (!isFinite(low) || !isFinite(high)) return {};
+  const step = Math.max(1, Math.ceil((high - low) / 8)), ticks = [];
+  for (let power = low; power <= high; power += step) ticks.push(2 ** power);
+  return {type: "log", tickvals: ticks, ticktext: ticks.map(tick => String(tick))};
+}
 
 function shotFamily(metric) {
   return [metric.probe.replace(/_/g, " "), metric.metric.replace(/_/g, " "), metric.label_set, metric.modality, metric.form, metric.other].join("\u0000");
@@ -260,7 +274,7 @@ function look(base, more, place) {
   const axis = {gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true};
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {color: text, size: 12, family: "system-ui, sans-serif"},
-    margin: {l: 56, r: 16, t: 16, b: 48}, height: narrow ? 420 : 440, hovermode: "closest", ...more,
+    margin: {l: 56, r: 16, t: 34, b: 48}, modebar: {bgcolor: "rgba(0,0,0,0)", color: inherited("--strong"), activecolor: text}, height: narrow ? 420 : 440, hovermode: "closest", ...more,
     legend: narrow ? {orientation: "h", y: -0.25} : {}, showlegend: true,
     xaxis: {...axis, ...base.xaxis, ...more.xaxis}, yaxis: {...axis, ...base.yaxis, ...more.yaxis}};
 }
@@ -296,14 +310,14 @@ async function drawKernels(map, place) {
     layout.annotations.push({text: plain(KERNEL_NAMES[name] ?? `expert: ${name}`), showarrow: false, xref: `x${tail} domain`, yref: `y${tail} domain`,
       x: 0.5, y: 1.02, yanchor: "bottom"});
     const pairs = map.classes.map(a => map.classes.map(b => plain(`${a} / ${b}`)));
-    return {type: "heatmap", z, text: pairs, xaxis: `x${tail}`, yaxis: `y${tail}`, zmin: map.low, zmax: map.high, colorscale: "Magma",
+    return {type: "heatmap", z, text: pairs, xaxis: `x${tail}`, yaxis: `y${tail}`, zmin: map.low, zmax: map.high, colorscale: "Viridis",
       showscale: k === 0, colorbar: {thickness: 10}, hovertemplate: "%{text}: %{z:.3f}<extra></extra>"};
   });
   place.setAttribute("role", "img");
   place.setAttribute("aria-label", `Kernel matrices ${names.join(", ")}: ${kernelNote(map)}`);
   const base = look({}, {}, place);
   await Plotly.react(place, traces, {...base, ...layout, xaxis: {...layout.xaxis}, yaxis: {...layout.yaxis}, showlegend: false,
-    margin: {l: 8, r: 8, t: 28, b: 8}, height: lines * (place.clientWidth / columns * 0.9 + 24)}, CONFIG);
+    margin: {l: 8, r: 8, t: 58, b: 8}, height: lines * (place.clientWidth / columns * 0.9 + 24)}, CONFIG);
 }
 
 function options(select, pairs, chosen, changed) {

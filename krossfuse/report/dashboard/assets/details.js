@@ -13,7 +13,7 @@ function openRow(model, row, state, choose) {
       state.baseline.includes(row) ? "No longer the baseline" : "Compare the others with this row")),
     make("h3", {}, "Measurements"),
     make("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Measurements of this row"},
-      make("table", {}, make("thead", {}, make("tr", {}, ...["measurement", "value", "difference", "over", "seeds", "test items", "seconds"]
+      make("table", {}, make("thead", {}, make("tr", {}, ...["measurement", "value", "difference", "its 95% interval", "p", "over", "seeds", "test items", "seconds"]
         .map((text, i) => make("th", {scope: "col", class: i === 0 ? "text" : null}, text)))),
       make("tbody", {}, ...measured.map(m => measurement(model, row, m, state))))),
     ...kernelPictures(map),
@@ -29,9 +29,12 @@ function openRow(model, row, state, choose) {
 
 function measurement(model, row, m, state) {
   const c = model.cell(row, m), metric = model.measures[m], cells = model.cells;
+  const one = model.compare(state.baseline, m).get(c);
   return make("tr", {}, make("th", {scope: "row", class: "text"}, metric.title),
     make("td", {}, valueText(model, c, metric)),
-    make("td", {}, differenceText(model, model.compare(state.baseline, m).get(c), metric) ?? "–"),
+    make("td", {}, differenceText(model, one, metric) ?? "–"),
+    make("td", {}, one ? model.interval(one).map(end => signed(metric, end)).join(" to ") : "–"),
+    make("td", {}, one ? pText(one.p) : "–"),
     make("td", {}, model.data.texts[cells.interval[c]].replace(/\+/g, " and ")),
     make("td", {}, cells.seeds[c]), make("td", {}, cells.items[c] ? number(cells.items[c]) : "–"),
     make("td", {}, cells.seconds[c].toFixed(2)));

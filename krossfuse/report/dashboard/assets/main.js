@@ -109,22 +109,22 @@ function summary() {
 let version = "";
 async function ask() {
   const answer = await fetch(`data?since=${encodeURIComponent(version)}`, {cache: "no-store"});
-  if (answer.status === 204) return;
+  if (answer.status === 204) return "";
   if (!answer.ok) throw new Error(await answer.text());
   const data = await answer.json();
-  if (data.waiting) { $("live").textContent = data.waiting; return; }
-  const scores = new Uint8Array(await (await fetch("scores", {cache: "no-store"})).arrayBuffer());
+  if (data.waiting) return data.waiting;
+  const scores = await fetch(`scores?version=${data.version}`, {cache: "no-store"});
+  if (!scores.ok) return ""; // newer points came in between: the next question gets both
+  show(data, new Uint8Array(await scores.arrayBuffer()));
   version = data.version;
-  show(data, scores);
+  return "";
 }
 
 async function follow() {
   try {
-    await ask();
-    if (version) {
-      const running = model.data.runs.unfinished;
-      $("live").textContent = `following ${location.host}${running ? `: ${number(running)} runs going on` : ""}`;
-    }
+    const waiting = await ask();
+    const running = version ? model.data.runs.unfinished : 0;
+    $("live").textContent = waiting || `following ${location.host}${running ? `: ${number(running)} runs going on` : ""}`;
   } catch (error) {
     $("live").textContent = `no new points: ${error.message} (is krossfuse dashboard still running?)`;
   }

@@ -78,8 +78,8 @@ class Leaderboard {
     heads.push(["dim", "dim"], ...numbers.map(key => [`n${key}`, key]));
     const compared = this.columns.map(m => model.compare(state.baseline, m));
     const best = this.columns.map(m => this.best(m));
-    $("head").replaceChildren(make("tr", {}, ...heads.map(([key, text]) => this.head(key, text, key === "label")),
-      ...this.columns.map(m => this.head(`m${m}`, model.measures[m].title, false))));
+    $("head").replaceChildren(make("tr", {}, ...heads.map(([key, text]) => this.head(key, text)),
+      ...this.columns.map(m => this.head(`m${m}`, model.measures[m].title))));
     $("rows").replaceChildren(...shownRows.map(r => make("tr", {class: state.baseline.includes(r) ? "baseline" : null},
       this.nameCell(r), ...heads.slice(1).map(([key]) => this.plainCell(r, key)),
       ...this.columns.map((m, i) => this.valueCell(r, m, compared[i], best[i])))));
@@ -104,7 +104,7 @@ class Leaderboard {
     return best;
   }
 
-  head(key, text, first) {
+  head(key, text) {
     const {state} = this, on = state.sort && state.sort.key === key;
     const sort = () => {
       const better = key[0] === "m" ? this.model.measures[+key.slice(1)].better : "lower";
@@ -113,7 +113,7 @@ class Leaderboard {
       this.changed();
       document.querySelector(`#head button[data-key="${CSS.escape(key)}"]`)?.focus();
     };
-    return make("th", {scope: "col", class: first ? "text" : null,
+    return make("th", {scope: "col", class: ["label", "data", "pair"].includes(key) ? "text" : null,
       "aria-sort": on ? (state.sort.down ? "descending" : "ascending") : "none"},
     make("button", {type: "button", "data-key": key, onclick: sort}, text,
       make("span", {"aria-hidden": "true", class: "arrow"}, on ? (state.sort.down ? "▾" : "▴") : "")));
@@ -182,10 +182,12 @@ function valueText(model, c, metric) {
 
 function differenceText(model, one, metric) {
   if (!one) return null;
-  const [low, high] = model.interval(one), p = one.p < 0.001 ? "p < 0.001" : `p = ${one.p.toPrecision(2)}`;
+  const [low, high] = model.interval(one);
   const verdict = VERDICTS[one.verdict];
   return make("span", {class: `difference ${verdict.replace(/ /g, "-")}`,
-    title: `${verdict}, ${signed(metric, low)} to ${signed(metric, high)}, ${p}${one.paired ? "" : ", not paired"}`},
+    title: `${verdict}, ${signed(metric, low)} to ${signed(metric, high)}, p: ${pText(one.p)}${one.paired ? "" : ", not paired"}`},
   `${one.paired ? "" : "~"}${signed(metric, one.difference)} `,
   make("span", {"aria-hidden": "true"}, MARKS[one.verdict]), make("span", {class: "spoken"}, verdict));
 }
+
+function pText(p) { return p < 0.001 ? "< 0.001" : p.toPrecision(2); }
