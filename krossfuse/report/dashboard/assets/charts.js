@@ -2,7 +2,7 @@
 
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C5A2B", "#882255", "#6A6AD0", "#7A8B00"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "pentagon", "hexagon"];
-const MANY = 1500, FEW = 120, MOST_CURVES = 12, MOST_AXES = 10;
+const FEW = 120, MOST_POINTS = 1500, MOST_CURVES = 12, MOST_AXES = 10, MOST_LINES = 1500;
 
 let plotly = null;
 function withPlotly() {
@@ -112,9 +112,21 @@ class Charts {
       arrayminus: cells.map((c, i) => low[c] === null ? 0 : Math.max(0, this.value(rows[i], key) - low[c] * s))};
   }
 
-  points(rows, x, y, count) {
+  // Every so manieth of many rows, in the order of y, so that those drawn are spread as all are.
+  thinned(rows, y) {
+    if (rows.length <= MOST_POINTS) return rows;
+    const order = [...rows].sort((a, b) => this.value(a, y) - this.value(b, y));
+    return Array.from({length: MOST_POINTS}, (_, i) => order[Math.round(i * (order.length - 1) / (MOST_POINTS - 1))]);
+  }
+
+  drawn(rows) {
+    return rows.length > MOST_POINTS ? `${number(MOST_POINTS)} of ${number(rows.length)} rows drawn` : `${number(rows.length)} rows`;
+  }
+
+  points(all, x, y) {
+    const rows = this.thinned(all, y), count = rows.length;
     return this.groups(rows).map(group => ({
-      type: count > MANY && webGL ? "scattergl" : "scatter", mode: "markers", name: plain(group.name),
+      type: "scatter", mode: "markers", name: plain(group.name),
       x: group.rows.map(r => this.value(r, x)), y: group.rows.map(r => this.value(r, y)), customdata: group.rows,
       error_x: count > FEW ? undefined : this.bars(group.rows, x), error_y: count > FEW ? undefined : this.bars(group.rows, y),
       text: group.rows.map(r => plain(`${this.model.title(r)}, ${this.model.dataOf(r)}`)),
@@ -136,8 +148,8 @@ class Charts {
       return {type: "scatter", mode: "lines", x: dims, y: dims.map(d => best.get(d)), line: {color: group.colour, width: 2},
         hoverinfo: "skip", showlegend: false, name: plain(group.name)};
     });
-    return this.plot(place, [...lines, ...this.points(rows, "dim", y, rows.length)], "dimension", this.axis(y),
-      `${rows.length} rows; lines: the best of a method at each dimension`, {xaxis: powers(rows.map(r => this.model.dim[r]))});
+    return this.plot(place, [...lines, ...this.points(rows, "dim", y)], "dimension", this.axis(y),
+      `${this.drawn(rows)}; lines: the best of a method at each dimension, of all rows`, {xaxis: powers(rows.map(r => this.model.dim[r]))});
   }
 
   shots(place) {
@@ -169,8 +181,8 @@ class Charts {
     const parents = this.state.baseline.filter(r => r >= 0 && isFinite(this.value(r, x)));
     const shapes = parents.slice(0, 4).map(r => ({type: "line", x0: this.value(r, x), x1: this.value(r, x), yref: "paper",
       y0: 0, y1: 1, line: {color: "#888", width: 1, dash: "dash"}}));
-    return this.plot(place, this.points(rows, x, y, rows.length), this.axis(x), this.axis(y),
-      `${rows.length} rows${shapes.length ? "; dashed: the baseline" : ""}`, {shapes});
+    return this.plot(place, this.points(rows, x, y), this.axis(x), this.axis(y),
+      `${this.drawn(rows)}${shapes.length ? "; dashed: the baseline" : ""}`, {shapes});
   }
 
   better(key) { return /^\d+$/.test(key) ? this.model.measures[+key].better : "lower"; }
@@ -187,12 +199,15 @@ class Charts {
       make("button", {type: "button", class: "open", onclick: () => this.open(r)}, this.model.title(r)),
       ` ${this.model.dataOf(r)}: ${this.value(r, x).toPrecision(4)}, ${this.value(r, y).toPrecision(4)}`)));
     const side = key => ({higher: "more is better", lower: "less is better"})[this.better(key)] ?? "neither side is better";
-    return this.plot(place, [...this.points(rows, x, y, rows.length), line], this.axis(x), this.axis(y),
-      `${front.length} of ${rows.length} rows are on the front; across: ${side(x)}, up: ${side(y)}`, {xaxis: x === "dim" ? powers(rows.map(r => this.model.dim[r])) : {}});
+    return this.plot(place, [...this.points(rows, x, y), line], this.axis(x), this.axis(y),
+      `${number(front.length)} of ${number(rows.length)} rows are on the front (${this.drawn(rows)}); across: ${side(x)}, up: ${side(y)}`, {xaxis: x === "dim" ? powers(rows.map(r => this.model.dim[r])) : {}});
   }
 
   parallel(place) {
-    const {model} = this, m = +$("parallel-colour").value, rows = this.there(String(m));
+    const {model} = this, m = +$("parallel-colour").value, all = this.there(String(m));
+    const up = model.measures[m].better === "lower" ? 1 : -1;
+    const rows = all.length <= MOST_LINES ? all
+      : [...all].sort((a, b) => up * (model.values[m][a] - model.values[m][b])).slice(0, MOST_LINES);
     if (!webGL) {
       place.textContent = "Parallel coordinates need WebGL, which this browser does not offer here.";
       return undefined;
@@ -221,7 +236,7 @@ class Charts {
     const colours = rows.map(r => this.value(r, String(m)));
     return this.plot(place, [{type: "parcoords", dimensions: axes, labelangle: -12, labelside: "bottom",
       line: {color: colours, colorscale: "Viridis", showscale: true, colorbar: {title: {text: ""}, thickness: 12}}}], "", "",
-    `${rows.length} rows, coloured by ${model.measures[m].title}; drag along an axis to pick a range`, {margin: {l: narrow ? 80 : 130, r: 50, t: 56, b: 90}, showlegend: false});
+    `${rows.length < all.length ? `the best ${number(rows.length)} of ${number(all.length)}` : number(rows.length)} rows, coloured by ${model.measures[m].title}; drag along an axis to pick a range`, {margin: {l: narrow ? 80 : 130, r: 50, t: 56, b: 90}, showlegend: false});
   }
 
   kernels(place) {

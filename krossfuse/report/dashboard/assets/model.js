@@ -29,7 +29,7 @@ class Model {
       return c < 0 || this.cells.mean[c] === null ? NaN : this.cells.mean[c];
     }));
     this.comparisons = new Map();
-    this.decoded = new Map();
+    this.orders = new Map();
   }
 
   cell(row, measure) { return this.cellAt[row * this.measures.length + measure]; }
@@ -72,6 +72,7 @@ class Model {
       baseline.forEach((base, board) => {
         if (base >= 0) this.compareBoard(board, base, measure, found);
       });
+      found.paired = [...found.values()].filter(one => one.paired).length;
       this.comparisons.set(key, found);
     }
     return this.comparisons.get(key);
@@ -116,6 +117,10 @@ class Model {
   difference(a, b, scoresOfB) {
     const cells = this.cells, n = Math.max(1, cells.items[a]), subsets = cells.subsets[a];
     const seeds = [a, b].map(c => cells.parts[c][0]).filter(Boolean);
+    if (cells.packed[a] === "bits" && cells.packed[b] === "bits" && subsets === 1 && n > 1) {
+      const one = hitsDifference(this.scores, cells.offset[a], cells.offset[b], n);
+      return {difference: one.difference, centre: one.centre, paired: true, spread: spreadOf(one.items, n, seeds)};
+    }
     const x = scoresOfB && this.scoresOf(a);
     if (x) {
       const one = pairedDifference(x, scoresOfB, subsets, n, cells.hits[a] && cells.hits[b], cells.draws[a]);

@@ -9,23 +9,23 @@ class Leaderboard {
   }
 
   filter() {
-    const {model, state} = this, kept = [];
+    const {model, state} = this;
     const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
     const probes = state.probe === "" ? null
       : model.measures.map((m, i) => m.probe === state.probe ? i : -1).filter(i => i >= 0);
-    for (let r = 0; r < model.n; r++) {
-      if (state.data !== "" && model.dataOf(r) !== state.data) continue;
-      if (state.pair !== "" && model.pairOf(r) !== state.pair) continue;
-      if (state.method !== "" && model.fusion[r] !== state.method) continue;
-      if (state.low !== null && model.dim[r] < state.low) continue;
-      if (state.high !== null && model.dim[r] > state.high) continue;
-      if (probes && !probes.some(m => model.cell(r, m) >= 0)) continue;
-      if (!words.every(word => model.text[r].includes(word))) continue;
-      kept.push(r);
-    }
-    this.rows = kept;
+    const fits = r => (state.data === "" || model.dataOf(r) === state.data)
+      && (state.pair === "" || model.pairOf(r) === state.pair)
+      && (state.method === "" || model.fusion[r] === state.method)
+      && (state.low === null || model.dim[r] >= state.low) && (state.high === null || model.dim[r] <= state.high)
+      && (!probes || probes.some(m => model.cell(r, m) >= 0))
+      && words.every(word => model.text[r].includes(word));
+    this.rows = this.order().filter(fits);
     this.columns = this.shownColumns();
-    this.sort();
+    if (!state.sort && this.columns.length) {
+      const m = this.columns[0];
+      state.sort = {key: `m${m}`, down: model.measures[m].better !== "lower"};
+      this.rows = this.order().filter(fits);
+    }
   }
 
   shownColumns() {
@@ -37,22 +37,22 @@ class Leaderboard {
     return (main.length ? main : seen).slice(0, MOST_COLUMNS);
   }
 
-  sort() {
+  // All rows as they are sorted, which a filter keeps.
+  order() {
     const {model, state} = this;
-    if (!state.sort && this.columns.length) {
-      const m = this.columns[0];
-      state.sort = {key: `m${m}`, down: model.measures[m].better !== "lower"};
+    if (!state.sort) return Array.from({length: model.n}, (_, r) => r);
+    const name = `${state.sort.key} ${state.sort.down}`;
+    if (!model.orders.has(name)) {
+      const keys = Array.from({length: model.n}, (_, r) => r).map(this.sortValue(state.sort.key));
+      const sign = state.sort.down ? -1 : 1, missing = v => v === "" || v !== v;
+      const words = typeof keys.find(v => !missing(v)) === "string" ? new Intl.Collator("en", {numeric: true}).compare : null;
+      model.orders.set(name, Array.from(keys.keys()).sort((a, b) => {
+        const x = keys[a], y = keys[b];
+        if (missing(x) || missing(y)) return missing(x) - missing(y) || a - b;
+        return sign * (words ? words(x, y) : x - y) || a - b;
+      }));
     }
-    if (!state.sort) return;
-    const value = this.sortValue(state.sort.key), sign = state.sort.down ? -1 : 1;
-    const keys = new Map(this.rows.map(r => [r, value(r)]));
-    const missing = v => v === "" || v !== v;
-    this.rows.sort((a, b) => {
-      const x = keys.get(a), y = keys.get(b);
-      if (missing(x) || missing(y)) return missing(x) - missing(y) || a - b;
-      return sign * (typeof x === "string" || typeof y === "string"
-        ? String(x).localeCompare(String(y), "en", {numeric: true}) : x - y) || a - b;
-    });
+    return model.orders.get(name);
   }
 
   sortValue(key) {
@@ -71,7 +71,7 @@ class Leaderboard {
     const pages = Math.max(1, Math.ceil(this.rows.length / PAGE));
     state.page = Math.min(state.page, pages - 1);
     const shownRows = this.rows.slice(state.page * PAGE, (state.page + 1) * PAGE);
-    const numbers = model.numberKeys.filter(key => this.rows.some(r => key in model.data.rows.numbers[r]));
+    const numbers = model.numberKeys.filter(key => this.rows.some(r => model.data.rows.numbers[r][key] !== undefined));
     const heads = [["label", "method"]];
     if (new Set(model.boards.map(b => b.data)).size > 1) heads.push(["data", "data"]);
     if (new Set(model.boards.map(b => b.pair)).size > 1) heads.push(["pair", "pair"]);
@@ -155,7 +155,10 @@ class Leaderboard {
     const bases = state.baseline.filter(r => r >= 0);
     const names = [...new Set(bases.map(r => model.title(r)))];
     let paired = 0, unpaired = 0;
-    for (const column of compared) for (const one of column.values()) one.paired ? paired++ : unpaired++;
+    for (const column of compared) {
+      paired += column.paired;
+      unpaired += column.size - column.paired;
+    }
     const parts = [];
     if (!bases.length) parts.push("No row is compared with: “compare” in a row makes it the baseline.");
     else {
