@@ -139,6 +139,9 @@ async function start() {
   show(JSON.parse(new TextDecoder().decode(data)), scores);
 }
 
+// For who looks under the bonnet, and for the tests.
+window.krossfuse = {get table() { return table; }, paretoFront};
+
 start().then(() => { document.documentElement.dataset.ready = ""; }, error => {
   $("warnings").replaceChildren(make("p", {class: "warning", role: "alert"}, `The page cannot be shown: ${error.message}`));
 });

@@ -117,7 +117,7 @@ class Model {
   difference(a, b, scoresOfB) {
     const cells = this.cells, n = Math.max(1, cells.items[a]), subsets = cells.subsets[a];
     const seeds = [a, b].map(c => cells.parts[c][0]).filter(Boolean);
-    if (cells.packed[a] === "bits" && cells.packed[b] === "bits" && subsets === 1 && n > 1) {
+    if (cells.packed[a] === "bits" && cells.packed[b] === "bits" && cells.offset[a] >= 0 && subsets === 1 && n > 1) {
       const one = hitsDifference(this.scores, cells.offset[a], cells.offset[b], n);
       return {difference: one.difference, centre: one.centre, paired: true, spread: spreadOf(one.items, n, seeds)};
     }
