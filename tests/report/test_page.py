@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,8 @@ import torch
 from rich.console import Console
 
 from krossfuse.core.errors import ConfigError
-from krossfuse.report.page import main, report
+from krossfuse.report.command import main
+from krossfuse.report.page import report
 from krossfuse.results.errors import ResultsError
 from krossfuse.results.snapshot import make_snapshot, save_snapshot
 from krossfuse.results.writer import RunWriter
@@ -50,6 +54,12 @@ def complete(quickstart: Path, sweep: Any) -> Path:
     return sweep.folder
 
 
+def page_data(page: str) -> dict[str, Any]:
+    """Return what a page's leaderboard knows."""
+    (text,) = re.findall(r'<script type="text/plain" id="data">(.*?)</script>', page)
+    return dict(json.loads(gzip.decompress(base64.b64decode(text))))
+
+
 PICTURES = {
     "linear_against_zero_shot.png",
     "accuracy_against_dimension.png",
@@ -72,11 +82,15 @@ def test_a_sweeps_report_is_complete_and_needs_nothing_else(complete: Path) -> N
     assert {path: path.read_bytes() for path in before} == before
     page = (complete / "report" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(PICTURES)
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert "http://" not in page
     assert "https://" not in page
-    for text in ("RP-KrossFuse, exact", "75.7 ±5.1", "better, p =", "torch ", "dim: 1500", "n_test: 240", "Few-shot"):
+    for text in ("RP-KrossFuse, exact", "75.7 ±5.1", "better, p =", "Few-shot"):
         assert text in page, text
+    held = page_data(page)
+    for text in ("method: rp_krossfuse", "n_test: 240", "fusion:\n  method: rp_krossfuse\n  dim: 1500\n  alignment: exact\n  C: 1.0"):
+        assert text in held["texts"], text
+    assert any(text.startswith("torch ") for text in held["texts"])
     assert len(pd.read_csv(complete / "report" / "results.csv")) == 7 * 4 + 2 * 4 + 2
 
 
@@ -107,7 +121,7 @@ def test_names_from_outside_are_escaped(sweep: Any) -> None:
     sweep.run("cross_modal", {"<script>alert(1)</script>": 0.5})
     report(sweep.folder, formats=("html",), pictures=())
     page = (sweep.folder / "report" / "report.html").read_text()
-    assert "<script>" not in page
+    assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
 
 
@@ -187,11 +201,66 @@ def test_several_baselines_have_a_table_of_differences_each(quickstart: Path, tm
     assert not any(line.strip().startswith("Image expert alone") for line in lines[: lines.index(concatenation)])
 
 
-def test_a_page_compares_any_two_rows(quickstart: Path) -> None:
-    report(quickstart, formats=("html",), pictures=())
-    page = (quickstart / "report" / "report.html").read_text()
-    assert "Any two rows: each row as the baseline (7 tables)" in page
-    assert page.count(": difference to ") == 7
+def test_several_folders_are_one_report(quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other"
+    (quickstart / "0").rename(other)
+    monkeypatch.chdir(tmp_path)
+    written = report([quickstart, other], formats=("html", "csv"), pictures=())
+    assert {path.parent.resolve() for path in written} == {tmp_path / "report"}
+    assert len(pd.read_csv(tmp_path / "report" / "results.csv")) == 7 * 4
+    held = page_data((tmp_path / "report" / "report.html").read_text())
+    assert held["title"] == "KrossFuse: sweep, other"
+    assert "other/other" in held["rows"]["runs"]
+
+
+def test_programs_get_json_and_nothing_else(quickstart: Path, capsys: Any) -> None:
+    (quickstart / "3" / "status.json").unlink()
+    assert main([str(quickstart), "--json", "--baseline", "cross_modal", "Concatenation"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert not (quickstart / "report").exists()
+    assert {run["name"]: run["state"] for run in said["runs"]}["3"] == "unfinished"
+    assert "3 unfinished" in " ".join(said["notes"])
+    (board,) = said["boards"]
+    rows = {(row["label"], row["dim"]): row for row in board["rows"]}
+    best = rows["RP-KrossFuse, exact", 1500]
+    measured = {(m["probe"], m["label_set"]): m for m in best["measurements"]}
+    linear = measured["linear_probe", "group"]
+    report(quickstart, formats=("csv",), pictures=(), baseline=["cross_modal", "Concatenation"])
+    table = pd.read_csv(quickstart / "report" / "comparisons.csv")
+    table = table[(table["label"] == "RP-KrossFuse, exact") & (table["dim"] == 1500) & (table["label_set"] == "group")]
+    table = table[table["probe"] == "linear_probe"].set_index("baseline")
+    assert set(linear["comparisons"]) == set(table.index) == {"Cross-modal alone (256)", "Concatenation (1536)"}
+    for name, made in linear["comparisons"].items():
+        assert made["difference"] == pytest.approx(table.loc[name, "difference"])
+        assert made["p_value"] == pytest.approx(table.loc[name, "p_value"])
+        assert made["verdict"] == table.loc[name, "verdict"]
+    assert rows["Cross-modal alone", 256]["measurements"][0]["low"] > 0
+    assert main([str(quickstart), "--json", "--format", "csv"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert (quickstart / "report" / "results.csv").is_file()
+
+
+@pytest.mark.parametrize(("columns", "width"), [("80", 80), ("70", 70), ("x", 120), ("0", 120)])
+def test_what_is_piped_is_as_wide_as_columns_says(
+    quickstart: Path, columns: str, width: int, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main([str(quickstart), "--format", "terminal"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert width - 25 < max(map(len, lines)) <= width
+    assert sum(line.lstrip().startswith("method") for line in lines) == 1
+
+
+def test_a_large_sweep_is_printed_in_part_and_says_where_the_rest_is(sweep: Any) -> None:
+    for dim in range(1, 61):
+        sweep.run("cca", {f"set {number}": 0.3 + dim / 100 for number in range(8)}, dim=dim)
+    console = console_of(80)
+    report(sweep.folder, formats=("terminal", "csv"), pictures=(), console=console)
+    text = " ".join(console.export_text().split())
+    assert "These are the best 40 of 60 rows in linear probe, set 0: krossfuse report FOLDER writes all of it" in text
+    assert "No room here for linear probe, set" in text
+    assert "zero shot" in text.partition("No room")[0], "every probe's first before any second one"
+    assert len(pd.read_csv(sweep.folder / "report" / "results.csv")) == 60 * 16
 
 
 def test_a_configuration_names_the_baselines_and_a_row_that_is_not_there_is_noted(quickstart: Path) -> None:

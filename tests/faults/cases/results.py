@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import socket
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,23 @@ def write(path: str, content: str) -> Callable[[Path], object]:
     return lambda folder: (folder / path).write_text(content)
 
 
+def older_index(folder: Path) -> None:
+    """Leave an index of an earlier version, with a table of that time in it."""
+    with contextlib.closing(sqlite3.connect(folder / ".krossfuse-index.sqlite")) as connection, connection:
+        connection.execute("CREATE TABLE runs (folder TEXT)")
+        connection.execute("INSERT INTO runs VALUES ('elsewhere')")
+
+
+def port_in_use(folder: Path) -> None:
+    """Ask for a dashboard on a port that another process has."""
+    from krossfuse.report.serve import HOST, main
+
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        main([str(folder / "run"), "--port", str(taken.getsockname()[1])])
+
+
 REPORT = [
     report("not-there", "no such folder", "nowhere", run=("nowhere",), short=True),
     report("of-a-file", "no such folder", "results.jsonl", run=("run/results.jsonl",)),
@@ -113,6 +133,22 @@ REPORT = [
     report("baseline", "'Concatenaton'", ("baseline", "row"), run=("run", "--baseline", "Concatenaton")),
     report("out-below-a-file", "run/results.jsonl", run=("run", "--out", "run/results.jsonl/x"), status=FAILED),
     report("unknown-option", "--formt", run=("run", "--formt", "html")),
+    report("index-that-is-no-database", status=0, run=("sweep",), words=("damaged", "made again"),
+           files=sweep_folder(write(".krossfuse-index.sqlite", "no database " * 500))),
+    report("index-of-another-version", status=0, run=("sweep",), files=sweep_folder(older_index)),
+    report("several-one-not-there", "no such folder", "nowhere", run=("run", "nowhere")),
+    report("json-of-an-empty-folder", "no results", "empty", run=("empty", "--json"),
+           files=lambda folder, made: (folder / "empty").mkdir()),
+    Case(id="dashboard-not-there", room=RESULTS, run=["dashboard", "nowhere"], words=["no such folder", "nowhere"]),
+    Case(id="dashboard-of-a-file", room=RESULTS, run=["dashboard", "run/results.jsonl"], files=run_folder(None),
+         words=["no such folder", "results.jsonl"]),
+    Case(id="dashboard-of-an-unset-variable", room=RESULTS, run=["dashboard", ""], words=["folder", "empty"]),
+    Case(id="dashboard-port-in-use", room=RESULTS, call=port_in_use, files=run_folder(None),
+         words=["port=", "in use", "--port 0"], short=True),
+    Case(id="dashboard-port-out-of-range", room=RESULTS, run=["dashboard", "run", "--port", "70000"],
+         files=run_folder(None), words=["port=70000", "65535"]),
+    Case(id="dashboard-port-no-number", room=RESULTS, run=["dashboard", "run", "--port", "http"],
+         files=run_folder(None), words=["--port", "http"]),
     report("two-runs-of-one-seed", status=0, after=reported,
            change=lambda folder: shutil.copytree(folder, folder / "again")),
     report("link-to-itself", status=0, after=reported, change=lambda folder: (folder / "self").symlink_to(".")),
