@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -32,6 +33,7 @@ MOST_CONNECTIONS = 16
 """Requests that are answered at a time; others are told to come again."""
 PATIENCE = 10.0
 """Seconds that a connection may be silent."""
+BUSY = b"HTTP/1.0 503 Busy\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n"
 LEAST_PAUSE, SHARE = 1.0, 4.0
 """Seconds between two looks at the folders, at least; and how many times as long as the last look took."""
 
@@ -109,7 +111,8 @@ class Follower:
             except Exception as error:  # the page must go on, and say so
                 log.exception("the folders cannot be read")
                 self.waiting = f"{type(error).__name__}: {error}"
-            self._stop.wait(max(LEAST_PAUSE, SHARE * (time.monotonic() - began)))
+            self._stop.wait(max(BUSY = b"HTTP/1.0 503 Busy\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n"
+LEAST_PAUSE, SHARE * (time.monotonic() - began)))
 
 
 class Server(ThreadingHTTPServer):
@@ -152,7 +155,10 @@ class Server(ThreadingHTTPServer):
         """Answer in a thread, if there is room for one."""
         if not self._room.acquire(blocking=False):
             assert isinstance(request, socket.socket)
-            request.sendall(b"HTTP/1.0 503 Busy\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n")
+            with contextlib.suppress(OSError):
+                request.settimeout(0.2)
+                request.recv(65536)  # a connection that is closed with its question unread takes the answer with it
+                request.sendall(BUSY)
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
