@@ -86,7 +86,8 @@ def filter_seconds(page: Path) -> float | None:
         browser.open(page.resolve().as_uri())
         for control, event, value in FILTERS:
             seconds = browser.run(
-                f"""(async () => {{ const e = document.getElementById({json.dumps(control)}); e.value = {json.dumps(value)};
+                f"""(async () => {{ const e = document.getElementById({json.dumps(control)});
+                e.value = {json.dumps(value)};
                 const began = performance.now(); e.dispatchEvent(new Event({json.dumps(event)}));
                 await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
                 return (performance.now() - began) / 1000; }})()"""

@@ -243,7 +243,11 @@ def boards(
 
 def arranged(table: pd.DataFrame | Sequence[Cell]) -> list[Board]:
     """Arrange cells as boards, in which nothing is compared."""
-    cells = [Cell(cell) for cell in table.to_dict("records")] if isinstance(table, pd.DataFrame) else table
+    cells = (
+        [Cell(zip(table.columns, cell, strict=True)) for cell in table.itertuples(index=False, name=None)]
+        if isinstance(table, pd.DataFrame)
+        else table
+    )
     by_board: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         by_board.setdefault((str(cell["data"]), str(cell["pair"])), []).append(cell)

@@ -27,7 +27,7 @@ def is_best(board: Board, row: Row, column: Column) -> bool:
     """Whether a row's mean is the best of its column; none is where the metric has no better direction."""
     if column.key not in row.cells or not column.declared.better:
         return False
-    return abs(row.cells[column.key]["mean"] - board.best(column)) <= 1e-12
+    return abs(float(row.cells[column.key]["mean"]) - board.best(column)) <= 1e-12
 
 
 def interval_mark(cell: Mapping[str, Any]) -> str:
@@ -141,7 +141,9 @@ def _against_zero_shot(board: Board, columns: Sequence[Column]) -> list[str]:
         if before is None or not rows:
             continue
         if len(rows) > MOST_LISTED:
-            notes.append(f"{column.name}: differences of {len(rows)} rows to their own zero-shot decisions are not listed")
+            notes.append(
+                f"{column.name}: differences of {len(rows)} rows to their own zero-shot decisions are not listed"
+            )
             continue
         made = [compare(row.cells[column.key]["scores"], row.cells[before.key]["scores"]) for row in rows]
         texts = []

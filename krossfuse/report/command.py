@@ -12,7 +12,7 @@ from krossfuse.report.terminal import make_console
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run ``krossfuse report FOLDER [FOLDER ...] [--out DIR] [--format ...] [--figures ...] [--baseline ROW] [--json]``.
+    """Run ``krossfuse report FOLDER ...`` with ``--out``, ``--format``, ``--figures``, ``--baseline`` and ``--json``.
 
     Raises:
         ConfigError: a folder's name is empty.

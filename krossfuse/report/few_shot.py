@@ -55,4 +55,6 @@ def short_labels(board: Board, column: Column) -> dict[int, str]:
     for row in board.rows:
         if column.key in row.cells:
             dims.setdefault(row.name, set()).add(row.dim)
-    return {id(row): f"{row.name}, {row.dim} dims" if len(dims.get(row.name, ())) > 1 else row.name for row in board.rows}
+    return {
+        id(row): f"{row.name}, {row.dim} dims" if len(dims.get(row.name, ())) > 1 else row.name for row in board.rows
+    }

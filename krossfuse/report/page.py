@@ -108,7 +108,9 @@ def report(
         if kinds_of_picture:
             written += save_pictures(found.made, runs, target, kinds=pictures, formats=kinds_of_picture)
         if "html" in formats:
-            written.append(_write_page(found, paper, target, [p for p in written if p.suffix == ".png"], formats, pictures))
+            written.append(
+                _write_page(found, paper, target, [p for p in written if p.suffix == ".png"], formats, pictures)
+            )
         return written
 
 

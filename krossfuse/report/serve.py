@@ -111,8 +111,7 @@ class Follower:
             except Exception as error:  # the page must go on, and say so
                 log.exception("the folders cannot be read")
                 self.waiting = f"{type(error).__name__}: {error}"
-            self._stop.wait(max(BUSY = b"HTTP/1.0 503 Busy\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n"
-LEAST_PAUSE, SHARE * (time.monotonic() - began)))
+            self._stop.wait(max(LEAST_PAUSE, SHARE * (time.monotonic() - began)))
 
 
 class Server(ThreadingHTTPServer):
@@ -144,7 +143,9 @@ class Server(ThreadingHTTPServer):
                 reason = "needs rights that you do not have"
             else:
                 raise
-            raise ConfigError(f"port={port} {reason}; say --port with another, or --port 0 for any that is free") from None
+            raise ConfigError(
+                f"port={port} {reason}; say --port with another, or --port 0 for any that is free"
+            ) from None
 
     @property
     def address(self) -> str:
@@ -176,7 +177,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers ``/``, ``/data?since=VERSION`` and ``/scores?version=VERSION``, and nothing else; nothing can be changed."""
+    """Answers ``/``, ``/data?since=VERSION`` and ``/scores?version=VERSION``; nothing can be changed."""
 
     server: Server
     server_version = "krossfuse"

@@ -223,9 +223,7 @@ def aggregate(runs: Sequence[Run], level: float = LEVEL) -> tuple[pd.DataFrame, 
     return table.assign(scores=[cell["scores"] for cell in made]), notes
 
 
-def cells(
-    runs: Sequence[Run], index: RunIndex | None = None, *, level: float = LEVEL
-) -> tuple[list[Cell], list[str]]:
+def cells(runs: Sequence[Run], index: RunIndex | None = None, *, level: float = LEVEL) -> tuple[list[Cell], list[str]]:
     """Return the cells of all boards, in the order of the runs, and notes on what was left out.
 
     Args:

@@ -1,4 +1,4 @@
-"""Reads ``config.yaml`` of thousands of runs: each distinct section is parsed once, and by libyaml where it is there."""
+"""Reads ``config.yaml`` of thousands of runs: each distinct section is parsed once, by libyaml where it is there."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def parse_config(text: str) -> dict[str, Any]:
-    """Return a configuration from its YAML text; empty for an empty text.
+    r"""Return a configuration from its YAML text; empty for an empty text.
 
     Raises:
         ValueError: it is no YAML, or no mapping.
 
-    >>> parse_config("seed: 1\\nfusion:\\n  C: 1e-3\\n")
+    >>> parse_config("seed: 1\nfusion:\n  C: 1e-3\n")
     {'seed': 1, 'fusion': {'C': 0.001}}
     """
     if _SPECIAL.search(text):
@@ -66,10 +66,10 @@ def parse_config(text: str) -> dict[str, Any]:
 
 
 def sections(text: str) -> list[str]:
-    """Return the top sections of a configuration's text, which joined give the text again.
+    r"""Return the top sections of a configuration's text, which joined give the text again.
 
-    >>> sections("seed: 1\\nfusion:\\n  C: 1\\n")
-    ['seed: 1\\n', 'fusion:\\n  C: 1\\n']
+    >>> sections("seed: 1\nfusion:\n  C: 1\n")
+    ['seed: 1\n', 'fusion:\n  C: 1\n']
     """
     return [part for part in _SECTION.split(text) if part]
 

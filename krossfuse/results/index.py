@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from krossfuse.results.arrays import array_digest
 from krossfuse.results.errors import ResultsError
 from krossfuse.results.records import record_of
-from krossfuse.results.runs import Run, State, read_run, run_folders
+from krossfuse.results.runs import Run, read_run, run_folders
 from krossfuse.results.writer import CONFIG, PER_ITEM, RESULTS, STATUS
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class IndexedRun(Run):
         return self.text
 
     @property
-    def per_item(self) -> dict[str, NDArray[Any]]:  # type: ignore[override]
+    def per_item(self) -> dict[str, NDArray[Any]]:
         """Test items' own scores by ``figure_id``; read when it is asked for, and not kept."""
         return {name: scores for name in self.digests if (scores := self.scores(name)) is not None}
 
@@ -118,7 +118,8 @@ class RunIndex:
         folder = self.folder
         if folder is None or not folder.is_dir():
             raise ResultsError(f"no such folder: {folder}")
-        known = self._guarded(self._known, {})
+        nothing: dict[str, tuple[Any, ...]] = {}
+        known = self._guarded(self._known, nothing)
         made: list[Run] = []
         fresh: list[tuple[Any, ...]] = []
         for place in run_folders(folder):
@@ -180,7 +181,6 @@ class RunIndex:
 
     def close(self) -> None:
         """Write what is new, and close the file."""
-
         self.flush()
         self._connection.close()
 

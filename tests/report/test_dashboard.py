@@ -16,7 +16,7 @@ from run_folders import Sweep
 
 from krossfuse.report.boards import arranged, compare_with
 from krossfuse.report.page import report
-from krossfuse.results.aggregate import cells
+from krossfuse.results.aggregate import MEASURE, cells
 from krossfuse.results.index import open_runs
 from krossfuse.results.snapshot import make_snapshot, save_snapshot
 
@@ -161,7 +161,8 @@ def test_any_row_can_be_the_baseline_and_the_page_computes_as_the_report_does(
       const all = [];
       m.measures.forEach((_, k) => m.compare(base, k).forEach((one, c) => {{
         const [low, high] = m.interval(one);
-        all.push([m.id[m.cells.row[c]], m.measures[k].title, one.difference, low, high, one.p, one.verdict, one.paired]);
+        all.push([m.id[m.cells.row[c]], m.measures[k].title, one.difference, low, high, one.p, one.verdict,
+          one.paired]);
       }}));
       m.data.compared = kept; m.comparisons.clear();
       return all; }})()"""
@@ -173,7 +174,9 @@ def test_any_row_can_be_the_baseline_and_the_page_computes_as_the_report_does(
             base = next((row for row in board.rows if (row.fusion, row.dim) == (label, dim)), None)
             titles = titles_of(page)
             for row in compare_with(board, base).rows:
-                identity = json.dumps([board.data, board.pair, row.name, row.dim], ensure_ascii=False, separators=(",", ":"))
+                identity = json.dumps(
+                    [board.data, board.pair, row.name, row.dim], ensure_ascii=False, separators=(",", ":")
+                )
                 for key, made in row.against.items():
                     expected[identity, titles[tuple(map(str, key))]] = made
     assert page_says.keys() == expected.keys()
@@ -187,8 +190,10 @@ def test_any_row_can_be_the_baseline_and_the_page_computes_as_the_report_does(
 
 
 def titles_of(page: Browser) -> dict[tuple[str, ...], str]:
-    fields = "probe metric modality label_set split prompt_set shots form k temperature space federation other".split()
-    measures = page.run(f"window.krossfuse.table.model.measures.map(m => [{json.dumps(fields)}.map(f => m[f]), m.title])")
+    fields = list(MEASURE)
+    measures = page.run(
+        f"window.krossfuse.table.model.measures.map(m => [{json.dumps(fields)}.map(f => m[f]), m.title])"
+    )
     return {tuple(key): title for key, title in measures}
 
 
@@ -243,7 +248,10 @@ def test_every_picture_is_drawn_of_the_rows_that_are_left(page: Browser) -> None
         page.run(f"document.getElementById('{name}').scrollIntoView()")
         page.wait(f"document.querySelector('#{name}-chart .main-svg') || '{name}' === 'parallel' &&"
                   f" document.getElementById('{name}-chart').textContent.includes('WebGL')")  # fmt: skip
-        assert page.run(f"document.getElementById('{name}-chart').getAttribute('aria-label') !== null") or name == "parallel"
+        assert (
+            page.run(f"document.getElementById('{name}-chart').getAttribute('aria-label') !== null")
+            or name == "parallel"
+        )
     front = page.run("[...document.querySelectorAll('#pareto-list li')].map(e => e.textContent)")
     assert len(front) >= 3
     page.run("document.getElementById('dimension').scrollIntoView()")
@@ -277,7 +285,8 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: Browser, study: Path,
 
 def contrast(page: Browser, selector: str) -> float:
     script = f"""(() => {{ const light = c => {{ const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => {{ v /= 255;
-        return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }}); return 0.2126 * r + 0.7152 * g + 0.0722 * b; }};
+        return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }});
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b; }};
       const e = document.querySelector({json.dumps(selector)});
       const a = light(getComputedStyle(e).color), b = light(getComputedStyle(document.body).backgroundColor);
       return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); }})()"""

@@ -88,7 +88,11 @@ def test_a_sweeps_report_is_complete_and_needs_nothing_else(complete: Path) -> N
     for text in ("RP-KrossFuse, exact", "75.7 ±5.1", "better, p =", "Few-shot"):
         assert text in page, text
     held = page_data(page)
-    for text in ("method: rp_krossfuse", "n_test: 240", "fusion:\n  method: rp_krossfuse\n  dim: 1500\n  alignment: exact\n  C: 1.0"):
+    for text in (
+        "method: rp_krossfuse",
+        "n_test: 240",
+        "fusion:\n  method: rp_krossfuse\n  dim: 1500\n  alignment: exact\n  C: 1.0",
+    ):
         assert text in held["texts"], text
     assert any(text.startswith("torch ") for text in held["texts"])
     assert len(pd.read_csv(complete / "report" / "results.csv")) == 7 * 4 + 2 * 4 + 2

@@ -54,7 +54,9 @@ def test_new_points_of_a_running_sweep_appear_by_themselves(browser: Browser, sw
         browser.wait("document.getElementById('live').textContent.includes('no results in')")
         sweep.run("cross_modal", {"group": 0.6}, dim=256, deterministic=True)
         browser.wait("document.querySelectorAll('#rows tr').length === 1")
-        browser.run("const e = document.getElementById('search'); e.value = 'openmoji'; e.dispatchEvent(new Event('input'))")
+        browser.run(
+            "const e = document.getElementById('search'); e.value = 'openmoji'; e.dispatchEvent(new Event('input'))"
+        )
         sweep.run("cca", {"group": 0.7}, dim=64)
         sweep.run("<b>gate</b>", {"group": 0.4}, dim=64)
         browser.wait("document.querySelectorAll('#rows tr').length === 3")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_folders import Sweep
 
 from krossfuse.results.aggregate import aggregate, cells
 from krossfuse.results.configs import parse_config, sections
@@ -178,14 +179,14 @@ def test_statistics_follow_the_scores_and_not_the_names(quickstart: Path) -> Non
     assert [cell["low"] for cell in made] == expected["low"].tolist()
 
 
-def test_several_folders_are_one_and_a_run_in_two_of_them_counts_once(sweep: Any) -> None:
+def test_several_folders_are_one_and_a_run_in_two_of_them_counts_once(tmp_path: Path) -> None:
     for folder in ("a/x", "b/x", "b/y"):
-        sweep.folder, sweep.count = sweep.folder.parents[len(Path(folder).parts) - 1] / folder, 0
-        sweep.folder = sweep.written[0].parents[2] / folder if sweep.written else sweep.folder
-        sweep.run("cca", {"group": 0.5})
-    root = sweep.written[0].parents[2]
-    with open_runs([root / "a" / "x", root / "b" / "x", root / "b"]) as (runs, _):
-        assert [run.name for run in runs] == ["a/x/0", "b/x/0", f"{root.name}/b/y/0"]
+        Sweep(tmp_path / folder).run("cca", {"group": 0.5})
+    with open_runs([tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "b"]) as (runs, _):
+        assert [run.folder.relative_to(tmp_path).as_posix() for run in runs] == ["a/x/0", "b/x/0", "b/y/0"]
+        assert len({run.name for run in runs}) == 3
+    with open_runs([tmp_path / "a" / "x", tmp_path / "b" / "x"]) as (runs, _):
+        assert [run.name for run in runs] == ["a/x/0", "b/x/0"]
 
 
 def test_a_run_alone_gets_no_index(quickstart: Path) -> None:

@@ -43,7 +43,7 @@ def heat_maps(made: Sequence[Board], numbers: Mapping[int, int]) -> list[dict[st
 
 
 def heat_map(snapshot: KernelSnapshot) -> dict[str, Any]:
-    """Return the matrices of a snapshot: names of the items' classes, and by kernel base64 of bytes from low to high."""
+    """Return the matrices of a snapshot: the items' classes, and by kernel base64 of bytes from low to high."""
     n = len(snapshot.labels)
     kept = np.unique(np.linspace(0, n - 1, min(n, MOST_ITEMS)).round().astype(int))
     matrices = {name: matrix[np.ix_(kept, kept)].astype(np.float64) for name, matrix in snapshot.kernels.items()}
@@ -80,5 +80,3 @@ def _snapshot(row: Row) -> KernelSnapshot | None:
         if (snapshot := load_snapshot(folder)) is not None:
             return snapshot
     return None
-
-

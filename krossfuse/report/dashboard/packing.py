@@ -40,10 +40,10 @@ class Packed:
 
 
 def pack(scores: Scores) -> Packed:
-    """Pack scores for the page.
+    r"""Pack scores for the page.
 
     >>> pack(Scores(np.array([[[1.0, 0.0, 1.0]]]))).data
-    b'\\xa0'
+    b'\xa0'
     """
     values = scores.values
     if scores.hits and len(values) < 256:
@@ -56,7 +56,7 @@ def pack(scores: Scores) -> Packed:
 
 def size_of(cell: Cell) -> int:
     """Return about how many bytes a cell's scores take, without reading them."""
-    values = max(cell["n_items"], 1) * len(cell["subsets"])
+    values: int = max(cell["n_items"], 1) * len(cell["subsets"])
     if not cell["hits"]:
         return 4 * values
     return values if cell["draws"] > 1 else -(-values // 8)

@@ -1,4 +1,4 @@
-"""One HTML page that a person explores, with everything in it: rows, statistics, Plotly, and tables for who has no script.
+"""One HTML page that a person explores, with everything in it: data, scripts, Plotly, and tables without a script.
 
 Data and Plotly are compressed, and unpacked by the browser. Every text from outside reaches the page as JSON and
 becomes a text node there, or is escaped by the template.
@@ -104,8 +104,8 @@ def _render(**values: Any) -> str:
     )
     return environment.get_template("page.html.j2").render(
         # The package's own files, not a name from outside.
-        style=Markup((ASSETS / "style.css").read_text(encoding="utf-8")),  # noqa: S704
-        script=Markup(script()),  # noqa: S704
+        style=Markup((ASSETS / "style.css").read_text(encoding="utf-8")),
+        script=Markup(script()),
         plotly=_plotly(),
         **values,
     )

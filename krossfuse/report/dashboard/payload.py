@@ -1,4 +1,4 @@
-"""What a page knows of a sweep: rows, measurements and comparisons by column, so that ten thousand fit a few megabytes."""
+"""What a page knows of a sweep, column by column, so that ten thousand rows fit a few megabytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from krossfuse.report.boards import Board, Column, Row, columns_of
 from krossfuse.report.cells import notes_for
 from krossfuse.report.dashboard.heat import heat_maps
-from krossfuse.report.dashboard.packing import BUDGET, chosen_columns, joined, pack
+from krossfuse.report.dashboard.packing import BUDGET, Packed, chosen_columns, joined, pack
 from krossfuse.report.dashboard.texts import Texts, config_lines, method_lines, protocol_lines
 from krossfuse.report.pictures.trade import paired_columns
 from krossfuse.results.aggregate import Cell
@@ -31,7 +31,11 @@ class Payload:
 
 
 def payload(
-    title: str, runs: Sequence[Run], made: Sequence[Board], notes: Sequence[str], further: Sequence[Sequence[Board]] = ()
+    title: str,
+    runs: Sequence[Run],
+    made: Sequence[Board],
+    notes: Sequence[str],
+    further: Sequence[Sequence[Board]] = (),
 ) -> Payload:
     """Return what a page shows of some boards.
 
@@ -162,7 +166,9 @@ def _scores(
     for place, board in enumerate(made):
         chosen, budget = chosen_columns(board, budget)
         wanted |= {(place, number[column.key]) for column in chosen}
-    kinds, offsets, packed = [], [], []
+    kinds: list[str] = []
+    offsets: list[int] = []
+    packed: list[Packed] = []
     for row, measure, cell in cells:
         if (rows[row][0], measure) not in wanted:
             kinds.append("")
@@ -218,4 +224,3 @@ def _exact(value: float) -> float | None:
 def _short(value: float) -> float | None:
     """Return a number with as many digits as an interval needs; None for NaN."""
     return float(f"{value:.7g}") if math.isfinite(value) else None
-
