@@ -75,6 +75,8 @@ def write(path: str, content: str) -> Callable[[Path], object]:
 def older_index(folder: Path) -> None:
     """Leave an index of an earlier version, with a table of that time in it."""
     with contextlib.closing(sqlite3.connect(folder / ".krossfuse-index.sqlite")) as connection, connection:
+        connection.execute("PRAGMA user_version = 0")
+        connection.execute("DROP TABLE runs")
         connection.execute("CREATE TABLE runs (folder TEXT)")
         connection.execute("INSERT INTO runs VALUES ('elsewhere')")
 
@@ -133,7 +135,7 @@ REPORT = [
     report("baseline", "'Concatenaton'", ("baseline", "row"), run=("run", "--baseline", "Concatenaton")),
     report("out-below-a-file", "run/results.jsonl", run=("run", "--out", "run/results.jsonl/x"), status=FAILED),
     report("unknown-option", "--formt", run=("run", "--formt", "html")),
-    report("index-that-is-no-database", status=0, run=("sweep",), words=("damaged", "made again"),
+    report("index-that-is-no-database", "damaged", "made again", status=0, run=("sweep",),
            files=sweep_folder(write(".krossfuse-index.sqlite", "no database " * 500))),
     report("index-of-another-version", status=0, run=("sweep",), files=sweep_folder(older_index)),
     report("several-one-not-there", "no such folder", "nowhere", run=("run", "nowhere")),
