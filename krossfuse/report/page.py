@@ -7,6 +7,7 @@ import gc
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -57,6 +58,11 @@ class Findings:
     made: list[Board]
     further: list[list[Board]]
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def contests(self) -> list[tuple[str, pd.DataFrame]]:
+        """Wins and losses of the baseline over several data sets, by title: the first rows of each table."""
+        return _contests(self.made)
 
 
 def report(
@@ -204,7 +210,7 @@ def _states(runs: Sequence[Run]) -> str:
 def print_findings(found: Findings, paper: pd.DataFrame, console: Console) -> None:
     """Print the tables, the notes, and what stands elsewhere."""
     print_boards(found.made, console, found.further)
-    for title, frame in _contests(found.made):
+    for title, frame in found.contests:
         print_frame(frame, title, console)
     if len(paper):
         print_frame(paper, f"Paper ({SOURCE}) beside measured", console)
@@ -225,7 +231,7 @@ def _write_page(
     with tempfile.TemporaryDirectory() as scratch:
         if "png" not in formats:
             drawn = save_pictures(found.made, found.runs, scratch, kinds=pictures)
-        html = html_page(content, found.made, paper, drawn, found.further, _contests(found.made))
+        html = html_page(content, found.made, paper, drawn, found.further, found.contests)
     write_whole(page, html.encode())
     return page
 
@@ -255,7 +261,7 @@ def _markdown(found: Findings, paper: pd.DataFrame) -> str:
         for other in others:
             if (table := differences(other.best_rows(MOST_ROWS))) is not None:
                 parts.append(markdown_differences(table))
-    parts += [f"### {title}\n\n{markdown_frame(frame)}\n" for title, frame in _contests(found.made)]
+    parts += [f"### {title}\n\n{markdown_frame(frame)}\n" for title, frame in found.contests]
     few = few_shot_table([board.best_rows(MOST_ROWS) for board in found.made])
     if len(few):
         parts.append(f"### Few-shot accuracy\n\n{markdown_frame(few)}\n")

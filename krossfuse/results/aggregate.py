@@ -164,6 +164,11 @@ def scores_of(members: Sequence[Member]) -> Scores:
     Where the runs have no scores of their items, or not of the same items, or the metric is no mean of them, an item
     stands for the value. Where not every seed has every subset, the seeds are averaged.
     """
+    if len(members) == 1:
+        run, record = members[0]
+        own = _item_scores(run, record)
+        grid = np.array([[[record.value]]]) if own is None else own[None, None]
+        return Scores(grid, record.deterministic, (str(_plain(record.protocol.get(SUBSET, ""))),))
     values: dict[tuple[Any, ...], dict[str, np.ndarray[Any, Any]]] = {}
     items = [_item_scores(run, record) for run, record in members]
     usable = len({None if own is None else len(own) for own in items}) == 1 and items[0] is not None

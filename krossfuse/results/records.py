@@ -87,8 +87,11 @@ _REQUIRED = {
 }
 
 
+_ORIGINS = {hint: typing.get_origin(hint) for hint in _ALL_HINTS.values()}
+
+
 def _fits(value: object, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
+    origin = _ORIGINS[hint] if hint in _ORIGINS else typing.get_origin(hint)
     if origin is types.UnionType:
         return any(_fits(value, option) for option in typing.get_args(hint))
     if isinstance(value, bool):
