@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from krossfuse.report.boards import PARENT, Board, Column, Row, is_few_shot
+from krossfuse.report.board import PARENT, Board, Column, Row, is_few_shot
 from krossfuse.report.values import format_difference, format_value
 from krossfuse.results.significance import Verdict, compare, holm
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from krossfuse.report.boards import Board, Column
+from krossfuse.report.board import Board, Column
 from krossfuse.results.significance import Comparison
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from krossfuse.report.boards import Board, Column
+from krossfuse.report.board import Board, Column
 from krossfuse.report.cells import VERDICT_MARK, baseline_name, row_names
 from krossfuse.report.values import format_difference, scale
 from krossfuse.results.significance import Comparison

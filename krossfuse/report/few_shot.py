@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from krossfuse.report.boards import Board, Column, Key, Row
+from krossfuse.report.board import Board, Column, Key, Row
 from krossfuse.report.cells import cell_text
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from krossfuse.report.boards import Board, Column
+from krossfuse.report.board import Board, Column
 from krossfuse.report.cells import cell_text, is_best, notes_for, row_names
 from krossfuse.report.differences import Differences
 from krossfuse.results.aggregate import MEASURE

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.core.files import write_whole
-from krossfuse.report.boards import Board, arranged, compare_with, with_baseline
+from krossfuse.report.board import Board
+from krossfuse.report.boards import arranged, compare_with, with_baseline
 from krossfuse.report.contests import contest_table, contest_title, lost_table
 from krossfuse.report.dashboard.page import html_page
 from krossfuse.report.dashboard.payload import payload

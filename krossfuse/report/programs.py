@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from krossfuse.report.boards import Board, Column, Row
+from krossfuse.report.board import Board, Column, Row
 from krossfuse.report.page import find, report_title
 from krossfuse.results.aggregate import MEASURE
 from krossfuse.results.index import open_runs

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from krossfuse.report.boards import Board, Column, Row
+from krossfuse.report.board import Board, Column, Row
 from krossfuse.report.values import format_value
 
 SOURCE = "arXiv 2506.08645 v2"

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from krossfuse.report.boards import Board, Column, Key, Row
+from krossfuse.report.board import Board, Column, Key, Row
 from krossfuse.report.cells import cell_text, is_best, notes_for, row_names
 from krossfuse.report.differences import Differences, differences
 from krossfuse.report.few_shot import few_shot_table

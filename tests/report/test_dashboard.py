@@ -346,5 +346,5 @@ def test_more_rows_than_a_page_are_paged(browser: Browser, tmp_path: Path) -> No
     choose(browser, "search", "cca 7")
     assert browser.run("document.getElementById('previous').disabled"), "a filter begins at the first page"
     assert browser.said == []
-    plain: Any = browser.run("[...document.querySelectorAll('main > details table tbody tr')].length")
+    plain: Any = browser.run("[...document.querySelectorAll('main > details > .scroll tbody tr')].length")
     assert plain == 24, "the plain tables show the best"

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from krossfuse.report.boards import Board, boards
+from krossfuse.report.board import Board
+from krossfuse.report.boards import boards
 from krossfuse.report.few_shot import few_shot_table
 from krossfuse.results.aggregate import aggregate
 from krossfuse.results.records import Record

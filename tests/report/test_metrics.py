@@ -72,7 +72,7 @@ def test_a_report_elsewhere_knows_the_plug_ins_units_and_directions(measured: Pa
 def test_its_report_is_written(measured: Path, tmp_path: Path) -> None:
     report(measured, tmp_path, formats=("csv", "md", "html"), pictures=())
     page = (tmp_path / "report.html").read_text()
-    assert 'class="different"' in page
+    assert 'class="difference different"' in page
 
 
 def test_axes_keep_to_the_bounds(measured: Path) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from krossfuse.report.boards import Board, boards
+from krossfuse.report.board import Board
+from krossfuse.report.boards import boards
 from krossfuse.report.pictures import (
     accuracy_against_bits,
     accuracy_against_dimension,

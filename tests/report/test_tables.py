@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from krossfuse.core.metrics import find_metric
-from krossfuse.report.boards import Board, Column, Row, boards
+from krossfuse.report.board import Board, Column, Row
+from krossfuse.report.boards import boards
 from krossfuse.report.few_shot import few_shot_table
 from krossfuse.report.files import long_table, markdown_table
 from krossfuse.report.reference import folder, paper_beside_measured, paper_values

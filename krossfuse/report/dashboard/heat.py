@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from krossfuse.report.boards import Board, Row
+from krossfuse.report.board import Board, Row
 from krossfuse.results.snapshot import KernelSnapshot, load_snapshot
 
 MOST_ITEMS = 64

@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from krossfuse.report.boards import Board, Column, comparable
+from krossfuse.report.board import Board, Column
+from krossfuse.report.boards import comparable
 from krossfuse.results.aggregate import Cell
 from krossfuse.results.inference import Scores
 

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from krossfuse.core.errors import ConfigError
-from krossfuse.report.boards import Board, Column
+from krossfuse.report.board import Board, Column
 from krossfuse.report.cells import cell_text, is_best, notes_for, row_names
 from krossfuse.report.dashboard.payload import Payload
 from krossfuse.report.differences import Differences, differences
@@ -69,6 +69,7 @@ def html_page(
                 "notes": notes_for(board, board.primary()),
                 "numbers": board.numbers,
                 "main": _board(board, board.primary()),
+                "all": _board(board, board.columns),
                 "further": [_differences(table) for other in own if (table := differences(other)) is not None],
             }
             for board, own in zip(shown, others, strict=True)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from krossfuse.report.boards import Board, Column, Row, columns_of
+from krossfuse.report.board import Board, Column, Row
+from krossfuse.report.boards import columns_of
 from krossfuse.report.cells import notes_for
 from krossfuse.report.dashboard.heat import heat_maps
 from krossfuse.report.dashboard.packing import BUDGET, Packed, chosen_columns, joined, pack

@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from krossfuse.core.errors import check_choice
-from krossfuse.report.boards import Board
+from krossfuse.report.board import Board
 from krossfuse.report.pictures.clustering import clustering_bars
 from krossfuse.report.pictures.dimension import accuracy_against_dimension
 from krossfuse.report.pictures.federated import accuracy_against_bits, accuracy_against_round, privacy_bits_accuracy

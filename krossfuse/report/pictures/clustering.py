@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from krossfuse.report.boards import Board, Column
+from krossfuse.report.board import Board, Column
 from krossfuse.report.pictures.style import bars, families, grid_of, new_picture, subtitle, titled
 
 CLUSTERING = ("nmi", "ami", "ari", "accuracy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from krossfuse.report.boards import Board
+from krossfuse.report.board import Board
 from krossfuse.report.pictures.labels import right_labels
 from krossfuse.report.pictures.style import bars, families, grid_of, new_picture, subtitle, titled
 from krossfuse.report.values import axis_label, within

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormat
 from numpy.typing import NDArray
 from scipy import stats
 
-from krossfuse.report.boards import Board, Column, Row
+from krossfuse.report.board import Board, Column, Row
 from krossfuse.report.pictures.style import COLOURS, GREY, MARKERS, drawable, grid_of, new_picture, subtitle, titled
 from krossfuse.report.values import scale
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from krossfuse.report.boards import Board
+from krossfuse.report.board import Board
 from krossfuse.report.pictures.labels import right_labels
 from krossfuse.report.pictures.style import GREY, bars, families, grid_of, new_picture, subtitle, titled
 from krossfuse.report.values import within

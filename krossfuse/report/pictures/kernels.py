@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from krossfuse.report.boards import Board
+from krossfuse.report.board import Board
 from krossfuse.report.pictures.snapshots import Shot, panels_of
 from krossfuse.report.pictures.style import drawable, grid_of, new_picture, panel_title, subject, titled
 from krossfuse.results.snapshot import KernelSnapshot

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from krossfuse.report.boards import Board
+from krossfuse.report.board import Board
 from krossfuse.report.pictures.snapshots import Shot, panels_of
 from krossfuse.report.pictures.style import (
     COLOURS,

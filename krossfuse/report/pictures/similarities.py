@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from krossfuse.report.boards import PARENT, Board
+from krossfuse.report.board import PARENT, Board
 from krossfuse.report.pictures.snapshots import Shot
 from krossfuse.report.pictures.style import grid_of, new_picture, panel_title, subject, titled
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from krossfuse.report.boards import Board, Row
+from krossfuse.report.board import Board, Row
 from krossfuse.report.pictures.style import OWN_COLOURS, families
 from krossfuse.results.runs import Run
 from krossfuse.results.snapshot import KernelSnapshot, load_snapshot

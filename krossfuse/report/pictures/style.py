@@ -16,7 +16,7 @@ from matplotlib.font_manager import findfont, get_font, get_font_names
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from krossfuse.report.boards import Board, Column, Row, is_few_shot
+from krossfuse.report.board import Board, Column, Row, is_few_shot
 from krossfuse.report.values import scale
 
 MISSING = "▯"

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from krossfuse.report.boards import PARENT, Board, Column
+from krossfuse.report.board import PARENT, Board, Column
 from krossfuse.report.pictures.labels import Label, place_labels, right_labels, two_lines
 from krossfuse.report.pictures.style import GREY, bars, families, grid_of, new_picture, subtitle, titled
 from krossfuse.report.values import within
