@@ -98,8 +98,8 @@ class Follower:
         text = as_json(made.data)
         version = hashlib.blake2b(text + made.scores, digest_size=8).hexdigest()
         text = as_json({**made.data, "version": version})
-        self.waiting = ""
         self.content = Content(version, gzip.compress(text, 5), gzip.compress(made.scores, 1))
+        self.waiting = ""
         self._seen = digest
         return True
 
@@ -191,13 +191,14 @@ class Handler(BaseHTTPRequestHandler):
             return
         parts = urlsplit(self.path)
         query = parse_qs(parts.query)
-        follower, content = self.server.follower, self.server.follower.content
+        follower = self.server.follower
+        waiting, content = follower.waiting, follower.content
         if parts.path == "/":
             self._send(200, self.server.page, "text/html; charset=utf-8", compressed=True)
         elif parts.path == "/data":
             has = content is not None and query.get("since") == [content.version]
-            if content is None or (has and follower.waiting):
-                self._send(200, as_json({"waiting": follower.waiting}), "application/json")
+            if content is None or (has and waiting):
+                self._send(200, as_json({"waiting": waiting}), "application/json")
             elif has:
                 self._send(204, b"", "application/json")
             else:
