@@ -6,13 +6,11 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
 from omegaconf import DictConfig
 
 from krossfuse.app.build import job_config, make, make_kind
 from krossfuse.app.kind import Session
 from krossfuse.core.trainers import TrainerFactory
-from krossfuse.report.page import report
 from krossfuse.results.naming import group_name
 from krossfuse.results.trackers import Tracker
 from krossfuse.results.writer import RunWriter
@@ -44,11 +42,15 @@ def run(cfg: DictConfig, folder: Path, *, choices: Mapping[str, str], with_repor
             trainers = TrainerFactory(plain["trainer"], logger=tracked.lightning_logger)
             kind.run(built, Session(label, folder, writer, tracked, trainers))
         if with_report and writer.records:  # a kind of job may measure nothing
+            from krossfuse.report.page import report
+
             log_report(tracked, report(folder))
 
 
 def log_report(tracker: Tracker, written: list[Path]) -> None:
     """Log the tables and pictures of a report."""
+    import pandas as pd
+
     for path in written:
         if path.suffix == ".csv":
             tracker.log_table(path.stem, pd.read_csv(path))

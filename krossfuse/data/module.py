@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
 from krossfuse.core.errors import ConfigError, check_choice, did_you_mean
 from krossfuse.core.labels import DatasetInfo
+from krossfuse.core.lightning import pl
 from krossfuse.core.parts import Part
 from krossfuse.core.processes import end_with_parent
 from krossfuse.data.common import check_info, digest

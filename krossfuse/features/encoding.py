@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from krossfuse.core.blocks import blocks
+from krossfuse.core.lightning import pl
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import EncoderModule
 

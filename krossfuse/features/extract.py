@@ -16,15 +16,13 @@ from functools import partial
 from importlib import metadata
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, TQDMProgressBar
-from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 
 from krossfuse.core import errors
 from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError, KrossFuseError, check_choice, check_positive
+from krossfuse.core.lightning import pl
 from krossfuse.core.parts import Modality, Part
 from krossfuse.core.processes import EndWithParent, end_with_parent
 from krossfuse.core.trainers import TrainerFactory, quiet
@@ -286,7 +284,7 @@ def _plain_error(error: Exception) -> Exception:
     return error
 
 
-class _StoreWriter(Callback):
+class _StoreWriter(pl.Callback):
     """Writes each batch at its rows, whichever process has it; such a process ends with the one that started it."""
 
     def __init__(self, works: Sequence[_Work]) -> None:
@@ -315,7 +313,7 @@ class _StoreWriter(Callback):
             self.works[dataloader_idx].writers[role].write(batch[0], features)
 
 
-class _Progress(TQDMProgressBar):
+class _Progress(pl.callbacks.TQDMProgressBar):
     """One bar, which says which part is being encoded by what."""
 
     def __init__(self, works: Sequence[_Work]) -> None:
@@ -330,7 +328,9 @@ class _Progress(TQDMProgressBar):
         self.predict_progress_bar.set_description(f"{work.part} -> {', '.join(work.writers)}")
 
 
-def _trainer(trainers: TrainerFactory, callbacks: list[Callback]) -> pl.Trainer:
+def _trainer(trainers: TrainerFactory, callbacks: list[pl.Callback]) -> pl.Trainer:
+    from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+
     def build(**more: Any) -> pl.Trainer:
         fixed = {"use_distributed_sampler": False, "enable_progress_bar": len(callbacks) > 1, **more}
         return trainers(callbacks=callbacks, one_device=False, **fixed)

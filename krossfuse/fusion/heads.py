@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.parts import Modality
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 Loss = Callable[[Tensor, Any], Tensor]
 """``loss(scores, labels)``: labels of the one label set that a head reads, or by name of the several."""
@@ -53,6 +54,9 @@ class Heads(nn.Module):
         if not isinstance(label_set, str) and loss is None:
             raise ConfigError(f"head {name!r} reads the label sets {list(label_set)}, so it needs a loss of its own")
         if isinstance(label_set, str):
+            from torchmetrics import MetricCollection
+            from torchmetrics.classification import MulticlassAccuracy
+
             accuracies = {
                 f"{name}/top{k}": MulticlassAccuracy(classes, top_k=k, average="micro", ignore_index=-1)
                 for k in (1, 5)
@@ -97,9 +101,8 @@ class Heads(nn.Module):
     def measure(self, modality: Modality, fused: Tensor, labels: Mapping[str, Tensor]) -> Iterator[MetricCollection]:
         """Update the accuracies of the heads that read this modality and whose labels are there, and yield them."""
         for name in self.by_modality(self.measured).get(modality, []):
-            label_set, metrics = self._reads[name][1], self._metrics[name]
+            label_set, metrics = self._reads[name][1], cast("MetricCollection", self._metrics[name])
             if label_set in labels:
                 assert isinstance(label_set, str)
-                assert isinstance(metrics, MetricCollection)
                 metrics.update(self._heads[name](fused), labels[label_set])
                 yield metrics

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
+from krossfuse.core.lightning import pl
 from krossfuse.core.parts import TEST, TRAIN, Modality, Part
 from krossfuse.core.trainers import TrainerFactory, quiet
 from krossfuse.data.module import BaseDataModule
@@ -218,7 +217,9 @@ class FusionModule(pl.LightningModule):
             raise DataError(f"{where}: {error}{at}") from None
 
     @contextmanager
-    def _run(self, running: Sequence[tuple[str, PartRows]], *, log: bool = False, **options: Any) -> Iterator[Trainer]:
+    def _run(
+        self, running: Sequence[tuple[str, PartRows]], *, log: bool = False, **options: Any
+    ) -> Iterator[pl.Trainer]:
         """Yield the Trainer of one Lightning loop over named parts, and put everything back where it was."""
         device = device_of(self.method)
         trainers = self.trainers or TrainerFactory.on(device)

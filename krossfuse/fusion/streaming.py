@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from krossfuse.core.lightning import pl
 from krossfuse.fusion.batches import Batch
 
 FusedBatch = tuple[Tensor, Mapping[str, Tensor]]

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from krossfuse.core.errors import ConfigError, check_positive
+from krossfuse.core.lightning import pl
 from krossfuse.core.parts import TEST, VAL, Modality, Part
 from krossfuse.core.trainers import quiet
 from krossfuse.probes.head_probe import HeadProbe, head_scope

@@ -18,10 +18,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from krossfuse.results.digest import items_digest
 from krossfuse.results.index import RunIndex
@@ -29,6 +28,9 @@ from krossfuse.results.inference import LEVEL, Scores, interval_of_mean
 from krossfuse.results.records import Record
 from krossfuse.results.runs import Run
 from krossfuse.results.writer import RESULTS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METHOD = ("data", "pair", "fusion", "dim", "method", "variant")
 """Columns that together say which method was measured on what; ``method`` is the digest without the probe's options."""
@@ -224,6 +226,8 @@ def aggregate(runs: Sequence[Run], level: float = LEVEL) -> tuple[pd.DataFrame, 
         a table of :func:`cells`, one row a cell, with the column ``scores``; and notes on what was left out.
     """
     made, notes = cells(runs, level=level)
+    import pandas as pd
+
     table = pd.DataFrame(made) if made else pd.DataFrame(columns=[*METHOD, *MEASURE, "config_digest", "mean"])
     return table.assign(scores=[cell["scores"] for cell in made]), notes
 

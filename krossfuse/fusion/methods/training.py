@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any, Protocol
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
 from krossfuse.core.errors import DataError
+from krossfuse.core.lightning import pl
 from krossfuse.core.trainers import TrainerFactory, quiet
 
 

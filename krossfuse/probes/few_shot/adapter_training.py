@@ -11,11 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from krossfuse.core.lightning import pl
 from krossfuse.core.seeds import derived_generator
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.probes.few_shot.clip_adapter import REDUCTION, adapted

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from krossfuse.core.lightning import pl
 from krossfuse.core.seeds import derived_generator
 from krossfuse.core.trainers import TrainerFactory, quiet
 

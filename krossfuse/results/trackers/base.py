@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-
 from krossfuse.results.records import Record
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pytorch_lightning.loggers import Logger
 
 log = logging.getLogger(__name__)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from krossfuse.core.files import write_whole
 from krossfuse.results.aggregate import CONDITIONS, SUBSET
 from krossfuse.results.records import LINE_FIELDS, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def metric_key(record: Record) -> str:
@@ -61,6 +62,8 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def records_table(records: Sequence[Record]) -> pd.DataFrame:
     """Return one row a measurement: what it is, the method's options, and its value."""
     columns = ("data", "pair", "fusion", "dim", "seed", "probe", "metric", "modality", "label_set")
+    import pandas as pd
+
     return pd.DataFrame(
         {name: getattr(record, name) for name in columns}
         | {name: record.fusion_config.get(name, "") for name in LINE_FIELDS}

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-
 from krossfuse.core.errors import ConfigError
 from krossfuse.results.records import Record
 from krossfuse.results.trackers.base import Tracker
 from krossfuse.results.trackers.contents import leaves, metric_key
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pytorch_lightning.loggers import Logger
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from krossfuse.results.records import Record
 from krossfuse.results.trackers.base import Tracker
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class NoTracker(Tracker):

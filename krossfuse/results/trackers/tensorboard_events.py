@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from krossfuse.core.errors import ConfigError, require
 from krossfuse.results.records import Record
@@ -16,6 +15,7 @@ from krossfuse.results.trackers.base import Tracker
 from krossfuse.results.trackers.contents import best_of, metric_key, records_table
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pytorch_lightning.loggers import Logger
 
 

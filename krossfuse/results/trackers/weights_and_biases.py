@@ -9,14 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-
 from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.results.records import Record
 from krossfuse.results.trackers.base import Tracker
 from krossfuse.results.trackers.contents import best_of, metric_key, records_table, remembered_id
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pytorch_lightning.loggers import Logger
 
 
