@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar, overload
 
 from hydra.errors import InstantiationException
@@ -32,7 +33,7 @@ OPTIONAL = ("pair", "store", "probe")
 
 def job_config(cfg: DictConfig) -> Plain:
     """Return the resolved configuration of a job, as plain containers and without Hydra's own keys."""
-    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]) if "hydra" in cfg else cfg
     plain = OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -57,6 +58,10 @@ def make(node: Any, name: str, kind: type | None = None) -> Any:
         ConfigError: the component refuses a value, has no such option, cannot be imported, or is of another kind; the
             message names the node.
     """
+    made_already = _made.get()
+    key = (name, json.dumps(node, sort_keys=True, default=repr))
+    if made_already is not None and key in made_already:
+        return made_already[key]
     try:
         made = instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -70,7 +75,22 @@ def make(node: Any, name: str, kind: type | None = None) -> Any:
         raise ConfigError(
             f"{name}: {target} gives a {type(made).__name__}, and this takes a {kind.__module__}.{kind.__name__}"
         )
+    if made_already is not None:
+        made_already[key] = made
     return made
+
+
+_made: ContextVar[dict[tuple[str, str], Any] | None] = ContextVar("made", default=None)
+
+
+@contextlib.contextmanager
+def making_each_once() -> Iterator[None]:
+    """Make equal nodes once, while many configurations are checked that differ in a few of them."""
+    token = _made.set({})
+    try:
+        yield
+    finally:
+        _made.reset(token)
 
 
 def plain_words(error: BaseException, causes: Sequence[BaseException] = (), node: object = None) -> str:
@@ -210,15 +230,12 @@ def check(cfg: DictConfig, choices: Mapping[str, str] | None = None, *, data: bo
         ConfigError: a value is impossible.
         DataError: with ``data``: they are not there, or not as they should be.
     """
-    _checked(OmegaConf.to_yaml(OmegaConf.create(job_config(cfg))), tuple(sorted((choices or {}).items())), data)
+    check_plain(job_config(cfg), choices or {}, data=data)
 
 
-@functools.cache
-def _checked(resolved: str, choices: tuple[tuple[str, str], ...], data: bool) -> None:
-    cfg = OmegaConf.create(resolved)
-    assert isinstance(cfg, DictConfig)
-    plain = job_config(cfg)
+def check_plain(plain: Plain, choices: Mapping[str, str], *, data: bool) -> None:
+    """Do what :func:`check` does to a configuration that is resolved."""
     kind = make_kind(plain)
-    built = kind.build(plain, dict(choices))
+    built = kind.build(plain, choices)
     if data:
         kind.check_data(built)

@@ -9,6 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from krossfuse.app.journal import TASK
 from krossfuse.app.messages import friendly
 from krossfuse.app.paths import CONFIG_DIR, take_up_user_code
 from krossfuse.core.errors import ConfigError, did_you_mean
@@ -27,15 +28,20 @@ COMMANDS = {
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 def hydra_main(cfg: DictConfig) -> None:
-    """Run one job: what Hydra calls for a single run, and for each job of a sweep."""
+    """Run one job; or a task, which is several jobs of a sweep: what a launcher calls."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from krossfuse.app.job import run
 
     take_up_user_code()  # a launcher's worker is an interpreter of its own
+    if TASK in cfg:
+        from krossfuse.app.task import run_task
+
+        run_task(Path(cfg[TASK]))
+        return
+    from krossfuse.app.build import job_config
+    from krossfuse.app.job import run
+
     job = HydraConfig.get()
-    run(cfg, Path(job.runtime.output_dir), choices=dict(job.runtime.choices), with_report=job.mode == RunMode.RUN)
+    run(job_config(cfg), Path(job.runtime.output_dir), choices=dict(job.runtime.choices), with_report=True)
 
 
 def main() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import OmegaConf
 
@@ -84,6 +86,7 @@ class FuseAndProbe(Kind):
         "fuse": ("label_set", "block_rows", "memory_limit", "stream"),
         "figures": ("label_set", "max_items"),
     }
+    data_keys = FEATURE_KEYS
 
     def build(self, cfg: Plain, choices: Mapping[str, str]) -> Job:
         """Build and so validate every component of a job; see :meth:`Kind.build`."""
@@ -143,6 +146,23 @@ class FuseAndProbe(Kind):
                 check_fit(method, of_turn)
         if built.cfg["save_fusion"] and method is not None:
             check_saveable(method)
+
+    def fingerprint(self, built: Job) -> str:
+        """Return the digest of the dataset's fingerprint and of the features' keys in a store."""
+        return _fingerprint(_key(built.cfg))
+
+    def to_encode(self, built: Job) -> list[str]:
+        """Return the parts that the store lacks, with their sizes and encoders."""
+        source = source_of(built.cfg)
+        if not isinstance(source, Extraction):
+            return []
+        lines = []
+        for part, roles in source.keys().items():
+            lacking = [key for key in roles.values() if source.store is None or key not in source.store]
+            names = list(dict.fromkeys(key.about["encoder"] for key in lacking))
+            if names:
+                lines.append(f"{source.name}/{part}: {sizes_of(source.data)[part]} items by {', '.join(names)}")
+        return lines
 
     def label(self, built: Job) -> str:
         """Return the method, what it is on, and whatever else tells it from the others of a sweep."""
@@ -218,6 +238,17 @@ def _source(cfg_yaml: str) -> FeatureSource:
 @lru_cache(maxsize=4)
 def _bundle(cfg_yaml: str) -> FeatureBundle:
     return _source(cfg_yaml).bundle()
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(cfg_yaml: str) -> str:
+    source = _source(cfg_yaml)
+    about: dict[str, Any] = {"data": source.info.fingerprint}
+    if isinstance(source, Extraction):
+        about["features"] = {
+            str(part): {role: key.digest for role, key in roles.items()} for part, roles in source.keys().items()
+        }
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=1)

@@ -6,10 +6,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from krossfuse.app.build import job_config, make, make_kind
-from krossfuse.app.kind import Session
+from krossfuse.app.build import make, make_kind
+from krossfuse.app.kind import Plain, Session
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.results.naming import group_name
 from krossfuse.results.trackers import Tracker
@@ -18,26 +16,35 @@ from krossfuse.results.writer import RunWriter
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, folder: Path, *, choices: Mapping[str, str], with_report: bool) -> None:
+def run(
+    plain: Plain,
+    folder: Path,
+    *,
+    choices: Mapping[str, str],
+    with_report: bool,
+    overwrite: bool = False,
+    sweep: Path | None = None,
+) -> None:
     """Run one job into a folder.
 
     Args:
-        cfg: the composed configuration.
+        plain: the resolved configuration (:func:`krossfuse.app.build.job_config`).
         folder: the run folder.
         choices: by configuration group, the chosen option.
         with_report: whether to report the run at its end (a sweep reports all its jobs together instead).
+        overwrite: replace results that the folder already holds.
+        sweep: the folder of the sweep that the job belongs to.
 
     Raises:
         KrossFuseError: what is wrong; measurements made before it are in the folder and in the tracker.
     """
-    plain = job_config(cfg)
     kind = make_kind(plain)
     built = kind.build(plain, choices)
     tracker: Tracker = make(plain["logger"], "logger", Tracker)  # type: ignore[type-abstract]
     label = kind.label(built)
-    group = group_name(plain["name"], folder if with_report else folder.parent)
+    group = group_name(plain["name"], sweep or folder)
     with tracker.run(folder, plain, name=label, group=group, job_type="run", tags=kind.tags(built)) as tracked:
-        with RunWriter(folder) as writer:
+        with RunWriter(folder, overwrite=overwrite) as writer:
             writer.write_config(plain)
             trainers = TrainerFactory(plain["trainer"], logger=tracked.lightning_logger)
             kind.run(built, Session(label, folder, writer, tracked, trainers))

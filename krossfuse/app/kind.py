@@ -43,6 +43,8 @@ class Kind(ABC):
     """
 
     keys: ClassVar[Mapping[str | None, tuple[str, ...]]]
+    data_keys: ClassVar[tuple[str, ...] | None] = None
+    """Top keys of the configuration that decide what :meth:`fingerprint` is; None: any may."""
 
     @abstractmethod
     def build(self, cfg: Plain, choices: Mapping[str, str]) -> Any:
@@ -64,6 +66,17 @@ class Kind(ABC):
             ConfigError: a name that the data do not have.
             DataError: the data are not there.
         """
+
+    def fingerprint(self, built: Any) -> str:
+        """Return a digest of what decides the measurements beside the configuration: contents of files, weights.
+
+        A sweep that is resumed computes a point anew if it has changed.
+        """
+        return ""
+
+    def to_encode(self, built: Any) -> list[str]:
+        """Return what a job would have to encode before it can start: one line a part; nothing is encoded."""
+        return []
 
     @abstractmethod
     def label(self, built: Any) -> str:

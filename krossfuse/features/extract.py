@@ -80,9 +80,7 @@ def extract(
     size = data.batch_size if batch_size is None else batch_size
     check_positive("batch_size", size, integer=True)
     make_trainer = trainers if trainers is not None else TrainerFactory(trainer)
-    together = Together(make_trainer.device.type != "cpu", size)
-    precision = str(make_trainer.options.get("precision") or "32-true")
-    keys = feature_keys(data, pair, dtype=dtype, precision=precision, together=together)
+    keys, together = keys_for(data, pair, make_trainer, size, dtype)
     features, lacking = _read(store, keys)
     if lacking:
         wanted = [key for roles in lacking.values() for key in roles.values()]
@@ -97,6 +95,15 @@ def extract(
         for role, encoder in {**pair.encoders("image"), **pair.encoders("text")}.items()
     }
     return FeatureBundle(info=data.info, pair=pair.name, features=features, encoders=encoders)
+
+
+def keys_for(
+    data: BaseDataModule, pair: Pair, trainers: TrainerFactory, batch_size: int, dtype: str
+) -> tuple[Keys, Together]:
+    """Return the keys of the features that :func:`extract` returns under the same options, and its blocks."""
+    together = Together(trainers.device.type != "cpu", batch_size)
+    precision = str(trainers.options.get("precision") or "32-true")
+    return feature_keys(data, pair, dtype=dtype, precision=precision, together=together), together
 
 
 def feature_keys(

@@ -16,7 +16,7 @@ from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.pair import Pair
-from krossfuse.features.extract import extract
+from krossfuse.features.extract import Keys, extract, keys_for
 from krossfuse.features.stores.base import FeatureStore
 
 
@@ -90,6 +90,11 @@ class Extraction:
         """
         self.data.check()
         _ = self.trainers.device
+
+    def keys(self) -> Keys:
+        """Return the keys of the features, by part and role; nothing is loaded but the list of items."""
+        size = self.data.batch_size if self.batch_size is None else self.batch_size
+        return keys_for(self.data, self.pair, self.trainers, size, self.dtype)[0]
 
     def bundle(self) -> FeatureBundle:
         """Return the features: stored ones, and what the store lacks computed.

@@ -101,6 +101,21 @@ def items_digest(config: Mapping[str, Any]) -> str:
     return _digest({"data": _without(node, PLACES)}) if isinstance(node, Mapping) else ""
 
 
+def point_digest(config: Mapping[str, Any]) -> str:
+    """Return the digest of what a job leaves: its measurements, seeds included, and its fusion where that is kept.
+
+    Args:
+        config: of a job, resolved.
+
+    >>> a = {"seed": 0, "fusion": {"dim": 500, "seed": 0}, "save_fusion": False, "paths": {"runs": "/a"}}
+    >>> point_digest(a) == point_digest({**a, "paths": {"runs": "/b"}})
+    True
+    >>> len({point_digest(a), point_digest({**a, "seed": 1}), point_digest({**a, "save_fusion": True})})
+    3
+    """
+    return _hashed(_kept(config, seeds=True) | {name: config.get(name) for name in ("seed", "save_fusion")})
+
+
 def _plain(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
 
@@ -114,6 +129,15 @@ def _plain(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
 
 
 def _digest(config: Mapping[str, Any]) -> str:
+    return _hashed(_kept(config, seeds=False))
+
+
+def _hashed(kept: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _kept(config: Mapping[str, Any], *, seeds: bool) -> dict[str, Any]:
+    """Return what can change a measurement, with or without the seeds of what is drawn by them."""
     kept: dict[str, Any] = {}
     for name, node in config.items():
         if name in OUTSIDE_DIGEST:
@@ -123,9 +147,9 @@ def _digest(config: Mapping[str, Any]) -> str:
             kept[name] = {probe: _without(options, outside) for probe, options in node.items()}
         else:
             kept[name] = _without(node, outside)
-        if name != "data":
+        if name != "data" and not seeds:
             kept[name] = _without_seeds(kept[name])
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return kept
 
 
 def _without(node: Any, keys: frozenset[str]) -> Any:

@@ -7,12 +7,14 @@ A run folder holds::
     per_item.npz     test items' own scores, by ``Record.figure_id`` (for paired comparisons)
     PROBE.drawn.json what a probe drew by seed: the rows of each few-shot subset, by label set
     kernels.npz      arrays behind the pictures (kernel matrices, similarities), see ``results.snapshot``
-    status.json      how the run ended; absent while it runs, and after it was killed
+    point.json       which point of a sweep it is, see ``results.points``
+    status.json      how the run ended, and the checksums of what it wrote; absent while it runs, and after it was killed
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONFIG, RESULTS, PER_ITEM, STATUS = "config.yaml", "results.jsonl", "per_item.npz", "status.json"
+KERNELS = "kernels.npz"
 
 
 class RunWriter:
@@ -130,7 +133,9 @@ class RunWriter:
                 unsaved = problem
         cause = error or unsaved
         state: dict[str, Any] = {"state": "failed" if cause else "finished", "records": len(self.records)}
-        if cause:
+        if cause is None:
+            state["files"] = checksums(self.folder)
+        else:
             state["error"] = f"{type(cause).__name__}: {cause}"
         try:
             write_whole(self.folder / STATUS, json.dumps(state).encode())
@@ -147,6 +152,14 @@ class RunWriter:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.finish(error)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of results in a run folder, by name."""
+    names = [RESULTS, PER_ITEM, KERNELS, *sorted(path.name for path in folder.glob("*.drawn.json"))]
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names if (folder / name).is_file()
+    }
 
 
 def _compact(record: Record, scores: NDArray[Any]) -> NDArray[Any]:
