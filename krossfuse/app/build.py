@@ -39,6 +39,21 @@ def job_config(cfg: DictConfig) -> Plain:
     return {str(key): value for key, value in plain.items()}
 
 
+def packed(plain: Plain) -> str:
+    """Return a resolved configuration as one line of text: JSON, or YAML where JSON would change it."""
+    text = json.dumps(plain, default=repr)
+    return text if json.loads(text) == plain else json.dumps(OmegaConf.to_yaml(OmegaConf.create(plain)))
+
+
+def unpacked(text: str) -> Plain:
+    """Return the configuration of :func:`packed`."""
+    read: Any = json.loads(text)
+    if isinstance(read, str):
+        read = OmegaConf.to_container(OmegaConf.create(read))
+    assert isinstance(read, dict)
+    return read
+
+
 _Part = TypeVar("_Part")
 
 

@@ -115,7 +115,8 @@ class Composer:
             self._told = base
         options = base.hydra.job.config.override_dirname
         named = [text for text in overrides if self._parsed(text).key_or_group not in options.exclude_keys]
-        for hydra in (base.hydra, HydraConfig.get()):
+        nodes: list[Any] = [base.hydra, HydraConfig.get()]
+        for hydra in nodes:
             with read_write(hydra), open_dict(hydra):
                 hydra.job.num, hydra.job.id = number, str(number)
                 hydra.overrides.task = list(overrides)

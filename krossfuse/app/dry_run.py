@@ -31,8 +31,6 @@ def print_plan(plan: Plan, chosen: Sequence[Planned], per_task: int | None) -> N
     size = per_task or max(len(chosen), 1)
     tasks = -(-len(chosen) // size)
     print(f"to compute: {len(chosen)} points in {tasks} tasks of up to {size}")
-    print(
-        "\n".join(["to encode first:", *(f"  {line}" for line in plan.to_encode)])
-        if plan.to_encode
-        else "to encode: nothing"
-    )
+    print("to encode first:" if plan.to_encode else "to encode: nothing")
+    for line in plan.to_encode:
+        print(f"  {line}")

@@ -13,9 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from omegaconf import OmegaConf
-
-from krossfuse.app.build import make, plain_words, trust_modules_of
+from krossfuse.app.build import make, packed, plain_words, trust_modules_of, unpacked
 from krossfuse.app.kind import Kind, Plain, Session
 from krossfuse.app.record import make_records
 from krossfuse.app.snapshot import FeaturesOf, take_snapshot
@@ -124,7 +122,7 @@ class FuseAndProbe(Kind):
 
     def check_data(self, built: Job) -> None:
         """List the data once for all jobs that share them; check that they are there, and the names only they know."""
-        TrainerFactory(built.cfg["trainer"])(one_device=False)
+        _check_trainer(packed({"trainer": built.cfg["trainer"]}))
         source = source_of(built.cfg)
         source.check()
         method = built.method
@@ -228,21 +226,26 @@ def make_source(cfg: Plain, trainers: TrainerFactory) -> FeatureSource:
     )
 
 
-@lru_cache(maxsize=4)
-def _source(cfg_yaml: str) -> FeatureSource:
-    cfg = OmegaConf.to_container(OmegaConf.create(cfg_yaml))
-    assert isinstance(cfg, dict)
-    return make_source({str(key): node for key, node in cfg.items()}, TrainerFactory(cfg["trainer"]))
+@lru_cache(maxsize=64)
+def _check_trainer(text: str) -> None:
+    """Make a Trainer and throw it away: 30 ms, and most jobs of a sweep have the same one."""
+    TrainerFactory(unpacked(text)["trainer"])(one_device=False)
 
 
 @lru_cache(maxsize=4)
-def _bundle(cfg_yaml: str) -> FeatureBundle:
-    return _source(cfg_yaml).bundle()
+def _source(text: str) -> FeatureSource:
+    cfg = unpacked(text)
+    return make_source(cfg, TrainerFactory(cfg["trainer"]))
+
+
+@lru_cache(maxsize=4)
+def _bundle(text: str) -> FeatureBundle:
+    return _source(text).bundle()
 
 
 @lru_cache(maxsize=64)
-def _fingerprint(cfg_yaml: str) -> str:
-    source = _source(cfg_yaml)
+def _fingerprint(text: str) -> str:
+    source = _source(text)
     about: dict[str, Any] = {"data": source.info.fingerprint}
     if isinstance(source, Extraction):
         about["features"] = {
@@ -252,13 +255,13 @@ def _fingerprint(cfg_yaml: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _folds(cfg_yaml: str) -> tuple[Fold, ...]:
-    return tuple(folds_of(_bundle(cfg_yaml)))
+def _folds(text: str) -> tuple[Fold, ...]:
+    return tuple(folds_of(_bundle(text)))
 
 
 @lru_cache(maxsize=1)
-def _raw(cfg_yaml: str) -> Raw:
-    source = _source(cfg_yaml)
+def _raw(text: str) -> Raw:
+    source = _source(text)
     assert isinstance(source, Extraction)
     loaded: dict[int, EncoderModule] = {}  # two roles may be one encoder
     encoders = {**source.pair.encoders("image"), **source.pair.encoders("text")}
@@ -267,7 +270,7 @@ def _raw(cfg_yaml: str) -> Raw:
 
 
 def _key(cfg: Plain) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create({key: cfg[key] for key in FEATURE_KEYS}))
+    return packed({key: cfg[key] for key in FEATURE_KEYS})
 
 
 def source_of(cfg: Plain) -> FeatureSource:

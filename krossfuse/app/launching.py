@@ -128,13 +128,11 @@ class Launching:
                 why = "its process ended in the middle of it (killed, or out of memory)"
                 return Outcome(point.folder, point.overrides, "lost", why)
         except Timeout:
-            return Outcome(
-                point.folder, point.overrides, "left", "it is still being computed by a process of the launcher"
-            )
+            return Outcome(point.folder, point.overrides, "left", "it is still running in a process of its own")
 
 
 def quoted(text: str) -> str:
-    """Return a text as a value of Hydra's grammar.
+    r"""Return a text as a value of Hydra's grammar.
 
     >>> quoted("it's")
     "'it\\'s'"

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from krossfuse.app.build import check_plain, make_kind, making_each_once
+from krossfuse.app.build import check_plain, make_kind, making_each_once, packed, unpacked
 from krossfuse.app.compose import Composed, Composer
 from krossfuse.app.kind import Plain
-from krossfuse.app.task import Point, packed, unpacked
+from krossfuse.app.task import Point
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.files import write_whole
 from krossfuse.results.digest import point_digest
@@ -194,13 +194,13 @@ class Planner:
                 f"{self._folder} holds another study: none of its {len(held)} points is one of this sweep's "
                 f"{len(identities)}; name another folder (hydra.sweep.dir=), or another name="
             )
-        free = self._free_numbers({*held, *taken})
+        occupied = taken | set(held)
+        free = self._free_numbers(occupied)
         points = []
         for job, identity, found in zip(self._jobs, identities, places, strict=True):
-            place = (
-                found or job.subdir or (str(job.number) if str(job.number) not in taken | held.keys() else next(free))
-            )
-            taken.add(place)
+            own = job.subdir or str(job.number)
+            place = found or (own if own not in occupied else next(free))
+            occupied.add(place)
             state = state_of(self._folder / place, identity)
             if found is None and state != "done" and (self._folder / place / RESULTS).exists():
                 state = "damaged"  # of an older version, or with a point.json that cannot be read

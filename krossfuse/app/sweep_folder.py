@@ -104,7 +104,7 @@ def read_failed(folder: Path) -> list[Outcome]:
         return []
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path} is damaged ({error}); delete it and say hydra.sweeper.resume=true, which computes whatever is not done"
+            f"{path} is damaged ({error}); delete it and leave out hydra.sweeper.only: whatever is not done is computed"
         ) from None
 
 

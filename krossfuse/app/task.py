@@ -22,8 +22,8 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import OmegaConf
 
+from krossfuse.app.build import unpacked
 from krossfuse.app.journal import Journal, Line
-from krossfuse.app.kind import Plain
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.files import write_whole
 from krossfuse.results.points import Identity, state_of, write_point
@@ -43,7 +43,7 @@ class Point:
         folder: its run folder, below the sweep's.
         overrides: that make it.
         identity: what decides its measurements.
-        config: its resolved configuration (:func:`packed`).
+        config: its resolved configuration (:func:`krossfuse.app.build.packed`).
         choices: by group, the chosen option.
     """
 
@@ -53,21 +53,6 @@ class Point:
     identity: Identity
     config: str
     choices: Mapping[str, str]
-
-
-def packed(plain: Plain) -> str:
-    """Return a resolved configuration as one line of text: JSON, or YAML where JSON would change it."""
-    text = json.dumps(plain, default=repr)
-    return text if json.loads(text) == plain else json.dumps(OmegaConf.to_yaml(OmegaConf.create(plain)))
-
-
-def unpacked(text: str) -> Plain:
-    """Return the configuration of :func:`packed`."""
-    read: Any = json.loads(text)
-    if isinstance(read, str):
-        read = OmegaConf.to_container(OmegaConf.create(read))
-    assert isinstance(read, dict)
-    return read
 
 
 def write_task(path: Path, sweep: Path, points: Sequence[Point]) -> None:
@@ -129,7 +114,8 @@ def _run_point(sweep: Path, point: Point, journal: Journal) -> None:
         _set_aside(sweep, folder)
     folder.mkdir(parents=True, exist_ok=True)
     journal.write(Line(point.number, "start"))
-    write_whole(folder / ".hydra/overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(point.overrides))).encode())
+    (folder / ".hydra").mkdir(exist_ok=True)
+    (folder / ".hydra/overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(list(point.overrides))))
     write_point(folder, point.identity, point.overrides)
     with _logging_into(folder):
         run(unpacked(point.config), folder, choices=point.choices, with_report=False, overwrite=True, sweep=sweep)

@@ -1,8 +1,9 @@
 """The points of a sweep in their run folders: which point a folder is, and whether it holds all of it.
 
-``point.json`` says what a job set out to measure, ``status.json`` (:mod:`krossfuse.results.writer`) how it ended. A point
-is done if a folder finished it, for the same configuration and seed (:func:`krossfuse.results.digest.point_digest`) and
-on the same data, and every file is as it was written. There is no other list that could be lost or wrong.
+``point.json`` says what a job set out to measure, ``status.json`` (:mod:`krossfuse.results.writer`) how it ended. A
+point is done if a folder finished it, for the same configuration and seed
+(:func:`krossfuse.results.digest.point_digest`) and on the same data, and every file is as it was written. There is no
+other list that could be lost or wrong.
 """
 
 from __future__ import annotations

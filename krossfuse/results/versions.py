@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Iterable
 from importlib import metadata
@@ -25,9 +26,13 @@ LIBRARIES = (
 def versions(libraries: Iterable[str] = LIBRARIES) -> dict[str, str]:
     """Return the installed versions of some libraries, and Python's; nothing is imported."""
     installed = {"python": platform.python_version()}
-    for library in libraries:
-        try:
-            installed[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed
+    found = {library: _version(library) for library in libraries}
+    return installed | {library: version for library, version in found.items() if version is not None}
+
+
+@functools.cache
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None

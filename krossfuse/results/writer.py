@@ -8,7 +8,7 @@ A run folder holds::
     PROBE.drawn.json what a probe drew by seed: the rows of each few-shot subset, by label set
     kernels.npz      arrays behind the pictures (kernel matrices, similarities), see ``results.snapshot``
     point.json       which point of a sweep it is, see ``results.points``
-    status.json      how the run ended, and the checksums of what it wrote; absent while it runs, and after it was killed
+    status.json      how the run ended, and checksums of what it wrote; absent while it runs, and after it was killed
 """
 
 from __future__ import annotations
