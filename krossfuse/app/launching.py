@@ -13,6 +13,7 @@ from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 
 from krossfuse.app.journal import TASK
+from krossfuse.app.launchers import collecting_each_job
 from krossfuse.app.plan import Planned
 from krossfuse.app.progress import Progress
 from krossfuse.app.sweep_folder import Outcome
@@ -105,7 +106,8 @@ class Launching:
         lines.setLevel(logging.WARNING)
         self.broken = None
         try:
-            returned = self._launcher.launch(jobs, initial_job_idx=first)
+            with collecting_each_job():
+                returned = self._launcher.launch(jobs, initial_job_idx=first)
             failures = [ret._return_value for ret in returned if ret.status is JobStatus.FAILED]
             self.broken = next((error for error in failures if isinstance(error, Exception)), None)
         except Exception as error:

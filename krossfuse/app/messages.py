@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from krossfuse.app.launchers import why_missing
 from krossfuse.app.paths import CONFIG_DIR
 from krossfuse.core.errors import KrossFuseError, did_you_mean
 
@@ -98,6 +99,8 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     missing = re.search(r"Could not (?:load|find) '([^']+)/([^'/]+)'", str(error))
     if missing:
         group, name = missing.groups()
+        if group == "hydra/launcher" and (extra := why_missing(name)):
+            return extra
         with _Composer() as composer:
             options = composer.options(group)
         return f"group {group!r} has no option {name!r}{did_you_mean(name, options)}; it has: {', '.join(options)}"

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krossfuse.app.compose import Composer
 from krossfuse.app.dry_run import print_plan
+from krossfuse.app.launchers import check_launcher
 from krossfuse.app.launching import Launching
 from krossfuse.app.plan import Plan, Planned, Planner
 from krossfuse.app.sweep_folder import FAILED, MULTIRUN, Outcome, alone_in, read_failed, resumed_folder, write_failed
@@ -115,6 +116,7 @@ class GridSweep:
             folder = resumed_folder(Path(config.hydra.sweep.dir), self.resume)
             with read_write(config.hydra), open_dict(config.hydra):
                 config.hydra.sweep.dir = str(folder)
+        check_launcher(config.hydra.launcher)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)  # type: ignore[misc]
 
     def jobs(self, arguments: list[str]) -> list[list[str]]:
