@@ -10,7 +10,7 @@ OUT    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-faults test-lowest test-extras test-flower lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower bench-search wheel lock clean
+.PHONY: help setup run test test-all test-faults test-lowest test-extras test-flower lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower bench-search bench-sweep test-launchers wheel lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -110,6 +110,21 @@ bench-flower: $(FLOWER)/.ready ## Flower's messages on the wire under CEPAM and 
 bench-search: $(READY) ## Search over the emoji: time of a query, recall against both parents; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.search $(if $(OUT),--out $(OUT)) $(ARGS)
 
+bench-sweep: $(READY) ## What a sweep costs beside fusing and probing; OUT=FILE for the JSON
+	$(BIN)/python -m experiments.benchmarks.sweep $(if $(OUT),--out $(OUT)) $(ARGS)
+
+# Ray's launcher pins cloudpickle, and so an older joblib: an environment of its own, from its own lock.
+LAUNCHERS := .venv-launchers
+$(LAUNCHERS)/.ready: pyproject.toml requirements.lock requirements-ray.lock
+	test -x $(LAUNCHERS)/bin/python || $(PYTHON) -m venv $(LAUNCHERS)
+	$(LAUNCHERS)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LAUNCHERS)/bin/uv pip install --quiet --compile-bytecode --python $(LAUNCHERS)/bin/python -r requirements-ray.lock
+	$(LAUNCHERS)/bin/uv pip install --quiet --python $(LAUNCHERS)/bin/python --no-deps -e .
+	@touch $@
+
+test-launchers: $(LAUNCHERS)/.ready ## Sweeps under joblib, submitit and Ray, in .venv-launchers
+	$(LAUNCHERS)/bin/python -m pytest -n 0 tests/app/test_launchers.py $(ARGS)
+
 wheel: $(READY) ## Build dist/krossfuse-*.whl, configuration included
 	$(BIN)/python -m build --wheel --no-isolation
 
@@ -123,7 +138,9 @@ lock: ## Resolve the lock files anew (pins only)
 	  --extra faiss --extra mlflow --extra tensorboard --extra onnx --extra parquet
 	cp requirements.lock requirements-flower.lock  # the same versions wherever Flower admits them
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --output-file requirements-flower.lock --extra flower
+	cp requirements.lock requirements-ray.lock
+	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade-package joblib --upgrade-package cloudpickle --output-file requirements-ray.lock --extra ray
 
 clean: ## Remove the virtual environment, run folders, caches and build output (the feature store stays)
-	rm -rf $(VENV) $(LOWEST) $(EXTRAS) $(FLOWER) runs bench build dist wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(EXTRAS) $(FLOWER) $(LAUNCHERS) runs bench build dist wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
