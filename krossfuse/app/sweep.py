@@ -189,7 +189,7 @@ class GridSweep:
     def _run(self, planner: Planner, plan: Plan, chosen: Sequence[Planned]) -> None:
         assert self.config is not None
         assert self.launcher is not None
-        if len(plan.missing) < len(plan.points) or len(chosen) < len(plan.missing):
+        if any(point.state != "missing" for point in plan.points):
             log.info("%s: of %d points %s; %d to compute", plan.folder, len(plan.points), plan.counts(), len(chosen))
         for point in plan.points:
             if point.state == "damaged":

@@ -23,8 +23,8 @@ from krossfuse import Concatenation
 
 
 class Deadly(Concatenation):
-    def __init__(self, *, inputs, seed):
-        super().__init__(inputs=inputs)
+    def __init__(self, *, inputs, seed, **more):
+        super().__init__(inputs=inputs, **more)
         self.own_seed = seed
 
     def fit(self, *args, **kwargs):
