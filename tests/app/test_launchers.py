@@ -50,7 +50,13 @@ def launcher(name: str, *options: str) -> pytest.param:  # type: ignore[valid-ty
 def test_a_killed_worker_loses_its_point_alone(options: list[str], tmp_path: Path) -> None:
     sweeps.made(tmp_path)
     (tmp_path / "mine.py").write_text(DEADLY)
-    grid = ["fusion=concatenation", "fusion._target_=mine.Deadly", "seed=range(6)", "hydra.sweeper.chunk=3"]
+    grid = [
+        "fusion=concatenation",
+        "fusion.missing=zeros",
+        "fusion._target_=mine.Deadly",
+        "seed=range(6)",
+        "hydra.sweeper.chunk=3",
+    ]
     said = sweeps.finish(tmp_path, *grid, *options, "hydra.sweep.dir=s", status=2)
     lost = {outcome["folder"] for outcome in sweeps.outcomes(tmp_path / "s")}
     assert "1" in lost, said

@@ -101,7 +101,13 @@ def test_failed_points_are_listed_and_run_again_alone(run: Run, tmp_path: Path) 
         "            raise RuntimeError('a fit of mine')\n"
         "        return super().fit(*args, **kwargs)\n"
     )
-    mine = ["fusion=concatenation", "fusion._target_=mine.Mine", "seed=0,1,2", "hydra.sweep.dir=s"]
+    mine = [
+        "fusion=concatenation",
+        "fusion.missing=zeros",
+        "fusion._target_=mine.Mine",
+        "seed=0,1,2",
+        "hydra.sweep.dir=s",
+    ]
     sys.modules.pop("mine", None)
     said = run(*mine, status=2)
     assert "point 1 failed" in said

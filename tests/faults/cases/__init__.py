@@ -15,10 +15,11 @@ from faults.cases import (
     python,
     results,
     stores,
+    sweeps,
 )
 
 CASES: list[Case] = [
     case
-    for room in (composing, datasets, embeddings, encoders, stores, fusion, flower, probes, results, python, model)
+    for room in (composing, datasets, embeddings, encoders, stores, fusion, flower, probes, results, python, model, sweeps)
     for case in room.CASES
 ]
