@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
+from krossfuse.core.lightning import pl
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.probes.few_shot.side_by_side import batches, train
 from krossfuse.probes.few_shot.tip_adapter import activation
