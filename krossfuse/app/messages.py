@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from krossfuse.app.launchers import why_missing
 from krossfuse.app.paths import CONFIG_DIR
+from krossfuse.app.sweep_folder import JobsFailedError
 from krossfuse.core.errors import KrossFuseError, did_you_mean
 
 
@@ -89,6 +90,8 @@ def explain(error: BaseException, overrides: list[str]) -> str:
             cause = cause.__cause__ or cause.__context__
     if isinstance(error, OmegaConfBaseException):
         return _of_omegaconf(error)
+    if isinstance(error, JobsFailedError):
+        return str(error)
     if re.search(r"Error parsing override|no viable alternative|missing EQUAL|mismatched input|extraneous", str(error)):
         return _unreadable(error, overrides)
     key = re.search(r"Could not override '([^']+)'|Could not append to config.*'([^']+)'", str(error))

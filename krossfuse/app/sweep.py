@@ -10,7 +10,6 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -20,7 +19,16 @@ from krossfuse.app.dry_run import print_plan
 from krossfuse.app.launchers import check_launcher
 from krossfuse.app.launching import Launching
 from krossfuse.app.plan import Plan, Planned, Planner
-from krossfuse.app.sweep_folder import FAILED, MULTIRUN, Outcome, alone_in, read_failed, resumed_folder, write_failed
+from krossfuse.app.sweep_folder import (
+    FAILED,
+    MULTIRUN,
+    JobsFailedError,
+    Outcome,
+    alone_in,
+    read_failed,
+    resumed_folder,
+    write_failed,
+)
 from krossfuse.core.errors import ConfigError, check_choice, check_positive
 
 log = logging.getLogger(__name__)
@@ -142,7 +150,7 @@ class GridSweep:
             ConfigError: a value is impossible, there is no job, or the folder holds another study.
             DataError: data are not there, or not as they should be.
             SweepError: another sweep is in the folder.
-            HydraException: jobs failed; the others are done, and reported.
+            JobsFailedError: jobs failed; the others are done, and reported.
         """
         assert self.config is not None
         assert self.hydra_context is not None
@@ -220,7 +228,7 @@ class GridSweep:
         if failed:
             lines = "\n".join(_failures(failed))
             because = f"\n{type(launching.broken).__name__}: {launching.broken}" if launching.broken is not None else ""
-            raise HydraException(
+            raise JobsFailedError(
                 f"{len(failed)} of {len(plan.points)} jobs failed:\n{lines}{because}\n"
                 f"{plan.folder / FAILED} lists them; the same command with hydra.sweeper.only=failed "
                 f"hydra.sweeper.resume={plan.folder} runs them again"

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
+from hydra.errors import HydraException
 
 from krossfuse.core.errors import ConfigError, KrossFuseError
 from krossfuse.core.files import write_whole
 
 MULTIRUN, FAILED, LOCK, HOLDER = "multirun.yaml", "failed.jsonl", ".lock", ".holder.json"
+
+
+class JobsFailedError(HydraException):
+    """Some jobs of a sweep failed; the message is made for the user, whatever their own errors say."""
 
 
 class SweepError(KrossFuseError, RuntimeError):

@@ -73,7 +73,7 @@ def test_a_killed_worker_loses_its_point_alone(options: list[str], tmp_path: Pat
     assert sweeps.values(tmp_path / "s") == sweeps.values(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("options", [launcher("ray", "hydra.launcher.ray.init.num_cpus=1")])
+@pytest.mark.parametrize("options", [launcher("ray", "+hydra.launcher.ray.init.num_cpus=1")])
 def test_ray_computes_the_same(options: list[str], tmp_path: Path) -> None:
     sweeps.made(tmp_path)
     grid = ["fusion.dim=24", "seed=range(4)", "hydra.sweeper.chunk=2"]
