@@ -20,6 +20,19 @@ from faults.cases import (
 
 CASES: list[Case] = [
     case
-    for room in (composing, datasets, embeddings, encoders, stores, fusion, flower, probes, results, python, model, sweeps)
+    for room in (
+        composing,
+        datasets,
+        embeddings,
+        encoders,
+        stores,
+        fusion,
+        flower,
+        probes,
+        results,
+        python,
+        model,
+        sweeps,
+    )
     for case in room.CASES
 ]
