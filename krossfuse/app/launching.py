@@ -16,6 +16,7 @@ from krossfuse.app.journal import TASK
 from krossfuse.app.launchers import collecting_each_job
 from krossfuse.app.plan import Planned
 from krossfuse.app.progress import Progress
+from krossfuse.app.stopping import check_told
 from krossfuse.app.sweep_folder import Outcome
 from krossfuse.app.task import LOCKS, Point, computing, journal_of, write_task
 from krossfuse.results.points import state_of
@@ -67,6 +68,7 @@ class Launching:
                 while waiting:
                     batch, rest = waiting[: self._at_a_time], waiting[self._at_a_time :] if self._at_a_time else []
                     self._launch(batch, home, progress)
+                    check_told()
                     progress.look()
                     unreached = [point for point in batch if point.number not in progress.last]
                     if self.broken is None:

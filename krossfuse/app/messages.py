@@ -5,12 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
@@ -19,6 +17,7 @@ from yaml import YAMLError
 
 from krossfuse.app.launchers import why_missing
 from krossfuse.app.paths import CONFIG_DIR
+from krossfuse.app.stopping import listening
 from krossfuse.app.sweep_folder import JobsFailedError
 from krossfuse.core.errors import KrossFuseError, did_you_mean
 
@@ -196,26 +195,18 @@ def _no_option(overrides: list[str]) -> str:
     return "a group needs the name of an option"
 
 
-def _terminated(number: int, _: object) -> NoReturn:
-    print("terminated; whatever was complete is kept, the rest resumes where it stopped", file=sys.stderr)
-    sys.exit(128 + number)
-
-
 @contextmanager
 def friendly() -> Iterator[None]:
     """Turn errors that are the user's to mend into one message and an exit status; leave bugs their traceback.
 
     HYDRA_FULL_ERROR=1 keeps every traceback. A job that is told to end (SIGTERM) closes what it has open, and ends.
     """
-    handler = None
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        # Lightning's own handler only notes the signal, and a prediction never looks; it calls the one before it.
-        handler = signal.signal(signal.SIGTERM, _terminated)
     before = os.environ.get("HYDRA_FULL_ERROR")
     wants_traceback = (before or "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit by itself otherwise
     try:
-        yield
+        with listening():
+            yield
     except KeyboardInterrupt:
         print("interrupted; whatever was complete is kept, the rest resumes where it stopped", file=sys.stderr)
         sys.exit(130)
@@ -242,8 +233,6 @@ def friendly() -> Iterator[None]:
         print(f"krossfuse: error: {error}{hint}", file=sys.stderr)
         sys.exit(1)
     finally:
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)
         if before is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
         else:

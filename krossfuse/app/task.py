@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from krossfuse.app.build import unpacked
 from krossfuse.app.journal import Journal, Line
+from krossfuse.app.stopping import check_told
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.files import write_whole
 from krossfuse.results.points import Identity, state_of, write_point
@@ -84,10 +85,12 @@ def run_task(path: Path) -> None:
             with computing(sweep, point.folder):
                 _run_point(sweep, point, journal)
         except Exception as error:
+            check_told()  # what a library has made of a signal is no failure of the point
             if full := _disk_full(error):
                 raise full from error
             trace = traceback.format_exc().splitlines()[-20:]
             journal.write(Line(point.number, "failed", f"{type(error).__name__}: {error}", "\n".join(trace)))
+        check_told()
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ class RunWriter:
             except OSError as problem:
                 unsaved = problem
         cause = error or unsaved
-        state: dict[str, Any] = {"state": "failed" if cause else "finished", "records": len(self.records)}
+        state: dict[str, Any] = {"state": _state(cause), "records": len(self.records)}
         if cause is None:
             state["files"] = checksums(self.folder)
         else:
@@ -152,6 +152,12 @@ class RunWriter:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.finish(error)
+
+
+def _state(cause: BaseException | None) -> str:
+    if cause is None:
+        return "finished"
+    return "failed" if isinstance(cause, Exception) else "unfinished"  # who was told to end has not failed
 
 
 def checksums(folder: Path) -> dict[str, str]:
