@@ -11,11 +11,16 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from krossfuse.app.paths import user_config_dirs
+from krossfuse.app.search_sweep import SearchSweep
 from krossfuse.app.sweep import GridSweep
 
 
 class GridSweeper(GridSweep, BasicSweeper):
     """See :class:`krossfuse.app.sweep.GridSweep`."""
+
+
+class SearchSweeper(SearchSweep, BasicSweeper):
+    """See :class:`krossfuse.app.search_sweep.SearchSweep`."""
 
 
 class UserConfigPlugin(SearchPathPlugin):
