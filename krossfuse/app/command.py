@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -44,6 +45,22 @@ def hydra_main(cfg: DictConfig) -> None:
     run(job_config(cfg), Path(job.runtime.output_dir), choices=dict(job.runtime.choices), with_report=True)
 
 
+HYDRAS_OWN = {"--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--package", "--cfg", "--info"}
+"""Hydra's flags that take a value."""
+
+
+def as_overrides(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ``--key=value`` as ``key=value``: so ``wandb agent`` hands over a point of its sweep.
+
+    >>> as_overrides(["-m", "--fusion.dim=64", "--cfg=job", "seed=1", "--help"])
+    ['-m', 'fusion.dim=64', '--cfg=job', 'seed=1', '--help']
+    """
+    return [
+        a.removeprefix("--") if a.startswith("--") and "=" in a and a.partition("=")[0] not in HYDRAS_OWN else a
+        for a in arguments
+    ]
+
+
 def main() -> None:
     """Dispatch to a sub-command, or to the Hydra application."""
     with friendly():
@@ -61,4 +78,5 @@ def main() -> None:
                 f"no command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}; the commands are "
                 f"{', '.join(COMMANDS)}, and everything else is key=value"
             )
+        sys.argv[1:] = as_overrides(arguments)
         hydra_main()

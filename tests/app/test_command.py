@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from krossfuse import __version__, app
+from krossfuse.__main__ import main
 from krossfuse.core.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -169,3 +171,15 @@ def test_help_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "loaded []" in done.stdout, done.stdout + done.stderr
+
+
+def test_arguments_as_wandbs_agent_hands_them_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["krossfuse", "--cfg", "job", "--fusion.dim=77", "--seed=5"])
+    GlobalHydra.instance().clear()
+    main()
+    said = capsys.readouterr().out
+    assert "dim: 77" in said
+    assert "seed: 5" in said

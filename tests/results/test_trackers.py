@@ -135,7 +135,9 @@ def test_wandb_closes_a_failed_job_with_exit_code_1_and_the_next_starts_afresh(t
     assert ids[0] != ids[1]
 
 
-def test_wandb_goes_on_with_the_run_of_its_folder_or_the_one_that_is_named(tmp_path: Path) -> None:
+def test_wandb_goes_on_with_the_run_of_its_folder_or_the_one_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def started(folder: Path) -> list[str]:
         files = sorted(folder.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_mtime)
         return [path.name.rpartition("-")[2] for path in files]
@@ -148,6 +150,10 @@ def test_wandb_goes_on_with_the_run_of_its_folder_or_the_one_that_is_named(tmp_p
     with WandbTracker(id="abc123").run(tmp_path / "b", {}, name="job"):
         pass
     assert started(tmp_path / "b") == ["abc123"]
+    monkeypatch.setenv("WANDB_RUN_ID", "agents1")  # as `wandb agent` says which run of its sweep this is
+    with WandbTracker().run(tmp_path / "c", {}, name="job"):
+        pass
+    assert started(tmp_path / "c") == ["agents1"]
 
 
 def test_wandbs_summary_holds_the_best_of_every_measurement(tmp_path: Path) -> None:

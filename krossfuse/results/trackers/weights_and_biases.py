@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
 
+def _new_id() -> str:
+    return secrets.token_hex(4)
+
+
 class WandbTracker(Tracker):
     """Logs to Weights & Biases, one W&B run a job.
 
@@ -88,7 +92,8 @@ class WandbTracker(Tracker):
             "job_type": job_type or None,
             "tags": list(dict.fromkeys([*self.tags, *tags])),
             "settings": settings,
-            "id": self.id or remembered_id(folder, "wandb", new=lambda: secrets.token_hex(4)),
+            # `wandb agent` has a run for each point of its sweep, and says which.
+            "id": self.id or os.environ.get("WANDB_RUN_ID") or remembered_id(folder, "wandb", new=_new_id),
             # Offline files of one id are joined when they are synced.
             "resume": "allow" if self.mode == "online" else None,
             "reinit": "create_new",
