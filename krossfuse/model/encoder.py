@@ -19,7 +19,6 @@ class FusedEncoder(
     ModelHubMixin,
     library_name="krossfuse",
     tags=["krossfuse", "feature-extraction", "zero-shot-image-classification"],
-    paper_url="https://arxiv.org/abs/2506.08645",
 ):
     """Frozen encoders and a fitted fusion as one model; :class:`~krossfuse.model.fused.Fused` says how it encodes.
 

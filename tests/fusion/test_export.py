@@ -121,13 +121,19 @@ def farthest(method: FusionMethod, modality: Modality, run: Callable[..., torch.
     return worst
 
 
+OLD = torch.__version__.startswith("2.6.")
+
+
 @pytest.mark.parametrize(("name", "modality"), rows())
 def test_torch_export(name: str, modality: Modality, fitted: Callable[[str], FusionMethod], tmp_path: Path) -> None:
+    if OLD and name == "sketch tensor_sketch":
+        pytest.skip("torch 2.6 does not export Fourier transforms")
     method = fitted(name)
     torch.export.save(export_program(method, modality), tmp_path / "fusion.pt2")
     assert farthest(method, modality, torch.export.load(tmp_path / "fusion.pt2").module()) <= TOLERANCE
 
 
+@pytest.mark.skipif(OLD, reason="torch 2.6 does not trace context managers of contextlib")
 @pytest.mark.parametrize(("name", "modality"), rows())
 def test_one_compiled_graph(name: str, modality: Modality, fitted: Callable[[str], FusionMethod]) -> None:
     torch._dynamo.reset()
