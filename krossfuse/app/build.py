@@ -233,11 +233,11 @@ def make_kind(cfg: Plain) -> Kind:
     return kind
 
 
-def check(cfg: DictConfig, choices: Mapping[str, str] | None = None, *, data: bool = False) -> None:
+def check(plain: Plain, choices: Mapping[str, str], *, data: bool) -> None:
     """Build every component of a job, which validates it, and throw them away. Loads no weights.
 
     Args:
-        cfg: the composed configuration.
+        plain: the resolved configuration.
         choices: by group, the chosen option.
         data: also look at what can be known of the data before any work: paths, names, numbers of rows.
 
@@ -245,11 +245,6 @@ def check(cfg: DictConfig, choices: Mapping[str, str] | None = None, *, data: bo
         ConfigError: a value is impossible.
         DataError: with ``data``: they are not there, or not as they should be.
     """
-    check_plain(job_config(cfg), choices or {}, data=data)
-
-
-def check_plain(plain: Plain, choices: Mapping[str, str], *, data: bool) -> None:
-    """Do what :func:`check` does to a configuration that is resolved."""
     kind = make_kind(plain)
     built = kind.build(plain, choices)
     if data:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from krossfuse.core.errors import (
     check_positive,
 )
 from krossfuse.core.labels import DatasetInfo
+from krossfuse.core.logs import quieter
 from krossfuse.core.parts import CROSS_MODAL, Part
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.module import BaseDataModule
@@ -408,18 +409,6 @@ def check_names(job: Job, info: DatasetInfo, parts: Collection[Part] = ()) -> No
             raise type(error)(f"probe.{name}: {error}") from None
 
 
-@contextlib.contextmanager
-def _warnings_alone() -> Iterator[None]:
-    """Keep probes from saying what they measured: what one fold measured is not the measurement."""
-    logger = logging.getLogger(PROBES)
-    level = logger.level
-    logger.setLevel(max(logging.WARNING, logger.getEffectiveLevel()))
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def probe_all(job: Job, turns: Sequence[Fused], folds: Sequence[Fold], session: Session) -> None:
     """Run every probe that applies, and record each as soon as it is measured.
 
@@ -444,7 +433,8 @@ def probe_all(job: Job, turns: Sequence[Fused], folds: Sequence[Fold], session: 
             log.info("%s: probe %s does not apply: %s", session.label, name, reason)
             continue
         start = time.perf_counter()
-        with _warnings_alone() if folds else contextlib.nullcontext():
+        # What one fold measured is not the measurement.
+        with quieter(PROBES) if folds else contextlib.nullcontext():
             results = [probe.evaluate(turn.space, seed=job.cfg["seed"]) for turn in turns]
         result = pool(results, folds) if folds else results[0]
         made = make_records(

@@ -19,6 +19,7 @@ from krossfuse.app.progress import Progress
 from krossfuse.app.stopping import check_told
 from krossfuse.app.sweep_folder import Outcome
 from krossfuse.app.task import LOCKS, Point, computing, journal_of, write_task
+from krossfuse.core.logs import quieter
 from krossfuse.results.points import state_of
 
 log = logging.getLogger(__name__)
@@ -103,19 +104,15 @@ class Launching:
         progress.follow(journals)
         name = type(self._launcher).__name__
         log.info("%s", f"{_count(len(tasks), 'point')} in {_count(len(jobs), 'task')} of up to {size} by {name}")
-        lines = logging.getLogger(type(self._launcher).__module__)  # which would print every task's overrides
-        level = lines.level
-        lines.setLevel(logging.WARNING)
         self.broken = None
         try:
-            with collecting_each_job():
+            # The launcher's own lines are every task's overrides.
+            with collecting_each_job(), quieter(type(self._launcher).__module__):
                 returned = self._launcher.launch(jobs, initial_job_idx=first)
             failures = [ret._return_value for ret in returned if ret.status is JobStatus.FAILED]
             self.broken = next((error for error in failures if isinstance(error, Exception)), None)
         except Exception as error:
             self.broken = error
-        finally:
-            lines.setLevel(level)
 
     def _outcome(self, point: Planned, progress: Progress) -> Outcome:
         last = progress.last.get(point.number)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from krossfuse.app.build import check_plain, make_kind, making_each_once, packed, unpacked
+from krossfuse.app.build import check, make_kind, making_each_once, packed, unpacked
 from krossfuse.app.compose import Composed, Composer
 from krossfuse.app.kind import Plain
 from krossfuse.app.task import Point
@@ -159,7 +159,7 @@ class Planner:
         by_overrides = {tuple(job.overrides): job for job in jobs}
         for overrides in to_check([job.overrides for job in jobs]):
             job = self._composed(by_overrides[tuple(overrides)])
-            check_plain(unpacked(job.packed), job.choices, data=data)
+            check(unpacked(job.packed), job.choices, data=data)
 
     def _data(self) -> tuple[dict[str, str], list[str]]:
         """Return the fingerprint of each of the data, and what is to be encoded."""

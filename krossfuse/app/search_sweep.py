@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from krossfuse.app.build import check_plain, make, making_each_once
+from krossfuse.app.build import check, make, making_each_once
 from krossfuse.app.compose import Composer
 from krossfuse.app.launching import Launching
 from krossfuse.app.objectives import Objective, parse_objectives
@@ -23,6 +22,7 @@ from krossfuse.app.search_space import as_overrides, corners, split
 from krossfuse.app.sweep import GridSweep, report_sweep
 from krossfuse.app.sweep_folder import MULTIRUN, Outcome, alone_in, write_failed
 from krossfuse.core.errors import ConfigError, KrossFuseError, check_positive, require
+from krossfuse.core.logs import quieter
 from krossfuse.results.runs import read_run
 
 if TYPE_CHECKING:
@@ -43,14 +43,16 @@ class _Running:
         overrides: that make it, but its seed.
         values: by objective, what was measured with each seed so far.
         runs: its run folders.
-        ended: its last state and why, where it has ended.
+        error: why it failed, where it did.
+        told: whether the study knows how it ended.
     """
 
     trial: Trial
     overrides: list[str]
     values: list[list[float]]
     runs: list[str] = field(default_factory=list)
-    ended: str = ""
+    error: str = ""
+    told: bool = False
 
 
 class SearchSweep(GridSweep):
@@ -103,11 +105,11 @@ class SearchSweep(GridSweep):
         chosen = _plain(seeds)
         if chosen is not None and not (isinstance(chosen, list) and chosen and all(isinstance(s, int) for s in chosen)):
             raise ConfigError(f"hydra.sweeper.seeds={chosen!r} must be a list of whole numbers, as in [0,1,2], or null")
-        self.seeds: list[int] | None = chosen
+        self._seeds: list[int | None] = chosen or [None]
         self.sampler: BaseSampler = make(_plain(sampler), "hydra.sweeper.sampler", BaseSampler)
         self.pruner: BasePruner = NopPruner()
         if pruner is not None:
-            if len(self.objectives) > 1 or len(self.seeds or ()) < 2:
+            if len(self.objectives) > 1 or len(self._seeds) < 2:
                 raise ConfigError("hydra.sweeper.pruner needs one objective and several seeds, between which it stops")
             self.pruner = make(_plain(pruner), "hydra.sweeper.pruner", BasePruner)
 
@@ -126,12 +128,12 @@ class SearchSweep(GridSweep):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         fixed, space = split(parser.parse_overrides(arguments))
-        if self.seeds is not None and any(o.partition("=")[0] == "seed" for o in [*fixed, *space]):
+        if self._seeds != [None] and any(o.partition("=")[0] == "seed" for o in [*fixed, *space]):
             raise ConfigError("seed= and hydra.sweeper.seeds= both name the seed of a trial; leave one out")
         self._compose = Composer(self.hydra_context.config_loader, self.config)
         self._check(fixed, space)
         folder = Path(self.config.hydra.sweep.dir)
-        points = self.trials * len(self.seeds or [0])
+        points = self.trials * len(self._seeds)
         if self.dry_run:
             print(f"{self.trials} trials, of {points} points at most, in {folder}")
             print("\n".join([f"  {key}: {distribution}" for key, distribution in space.items()]))
@@ -157,14 +159,14 @@ class SearchSweep(GridSweep):
         with making_each_once():
             for number, params in enumerate(corners(space)):
                 composed = self._compose([*fixed, *as_overrides(params)], number)
-                check_plain(composed.plain, composed.choices, data=False)
+                check(composed.plain, composed.choices, data=False)
                 if number == 0:
                     first = composed
             for objective in self.objectives:
                 if "probe" in first.plain:
                     objective.check(list(first.plain["probe"] or {}))
                 objective.directed()
-            check_plain(first.plain, first.choices, data=True)
+            check(first.plain, first.choices, data=True)
 
     def _search(self, study: Study, fixed: Sequence[str], space: Mapping[str, BaseDistribution]) -> None:
         from krossfuse.app.study import ask, counted
@@ -174,8 +176,8 @@ class SearchSweep(GridSweep):
             for _ in range(min(self.parallel, left)):
                 trial = ask(study, space, self._folder)
                 batch.append(_Running(trial, [*fixed, *as_overrides(trial.params)], [[] for _ in self.objectives]))
-            for step, seed in enumerate(self.seeds or [None]):
-                self._compute([running for running in batch if not running.ended], seed)
+            for step, seed in enumerate(self._seeds):
+                self._compute([running for running in batch if not running.told], seed)
                 for running in batch:
                     self._judge(study, running, step)
 
@@ -186,10 +188,10 @@ class SearchSweep(GridSweep):
             job = [*running.overrides, *([] if seed is None else [f"seed={seed}"])]
             try:
                 composed = self._compose(job, running.trial.number)
-                check_plain(composed.plain, composed.choices, data=True)
+                check(composed.plain, composed.choices, data=True)
                 jobs[running.trial.number] = job
             except (KrossFuseError, HydraException) as error:  # a combination that is impossible
-                running.ended = f"fail: {error}"
+                running.error = str(error)
         if not jobs:
             return
         # A point of before stands for all others of the folder: to be looked at, not to be planned again.
@@ -202,7 +204,7 @@ class SearchSweep(GridSweep):
         launching = Launching(
             self.launcher, self._folder, planner.tasks_of, per_task=self._per_task, at_a_time=self.max_batch_size
         )
-        with _quiet(Launching.__module__):
+        with quieter(Launching.__module__):  # a search says a line a trial, not two lines a launch
             outcomes = {tuple(outcome.overrides): outcome for outcome in launching(chosen)}
         if launching.stopped is not None:
             log.warning("stopped; the same command with hydra.sweeper.resume=%s goes on with the study", self._folder)
@@ -216,7 +218,7 @@ class SearchSweep(GridSweep):
             outcome = outcomes.get(tuple(job))
             if outcome is not None and outcome.state != "done":
                 self._failed.append(outcome)
-                running.ended = f"fail: {outcome.error or 'it was not reached'}"
+                running.error = outcome.error or "it was not reached"
                 continue
             self._anchor = self._anchor or job
             place = points[tuple(job)].folder
@@ -231,29 +233,31 @@ class SearchSweep(GridSweep):
 
         from krossfuse.app.study import RUNS
 
-        trial = running.trial
-        if running.ended == "told":
+        if running.told:
             return
+        trial, last = running.trial, step + 1 == len(self._seeds)
         trial.set_user_attr(RUNS, running.runs)
-        if running.ended:
-            log.warning("trial %d failed (%s): %s", trial.number, _shown(trial.params), running.ended[6:])
+        running.told = True
+        if running.error:
+            log.warning("trial %d failed (%s): %s", trial.number, _shown(trial.params), running.error)
             study.tell(trial, state=TrialState.FAIL)
-            running.ended = "told"
             return
         means = [fmean(values) for values in running.values]
-        last = step + 1 == len(self.seeds or [None])
-        if not last and len(means) == 1:
+        if last:
+            study.tell(trial, means)
+            said = self._named(means)
+            log.info("trial %d of %d: %s (%s)", trial.number + 1, self.trials, said, _shown(trial.params))
+            return
+        running.told = False
+        if len(means) == 1:
             trial.report(means[0], step)
             if trial.should_prune():
                 study.tell(trial, state=TrialState.PRUNED)
-                running.ended = "told"
+                running.told = True
                 log.info("trial %d pruned at %.6g (%s)", trial.number, means[0], _shown(trial.params))
-        elif last:
-            study.tell(trial, means)
-            running.ended = "told"
-            named = zip(self.objectives, means, strict=True)
-            measured = ", ".join(f"{objective.name} {mean:.6g}" for objective, mean in named)
-            log.info("trial %d of %d: %s (%s)", trial.number + 1, self.trials, measured, _shown(trial.params))
+
+    def _named(self, values: Sequence[float]) -> str:
+        return ", ".join(f"{o.name} {value:.6g}" for o, value in zip(self.objectives, values, strict=True))
 
     def _say_end(self, study: Study) -> None:
         from krossfuse.app.study import RUNS, TABLE, best
@@ -264,10 +268,8 @@ class SearchSweep(GridSweep):
         what = "best" if len(self.objectives) == 1 else f"Pareto front, {len(front)} trials"
         log.info("%s (all are in %s):", what, self._folder / TABLE)
         for trial in front:
-            named = zip(self.objectives, trial.values, strict=True)
-            measured = ", ".join(f"{objective.name} {value:.6g}" for objective, value in named)
-            runs = " ".join(trial.user_attrs.get(RUNS, []))
-            log.info("  trial %d: %s: %s; runs %s", trial.number, measured, _shown(trial.params), runs)
+            said, runs = self._named(trial.values), " ".join(trial.user_attrs.get(RUNS, []))
+            log.info("  trial %d: %s: %s; runs %s", trial.number, said, _shown(trial.params), runs)
 
 
 def _plain(node: Any) -> Any:
@@ -286,15 +288,3 @@ def _first_point(folder: Path) -> list[str] | None:
         if found := read_point(path.parent):
             return found[1]
     return None
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Let a logger say warnings only: a search says a line a trial, not two lines a launch."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from krossfuse.core.errors import ConfigError, KrossFuseError, check_choice, require
 from krossfuse.core.files import replacing
+from krossfuse.core.logs import quieter
 from krossfuse.core.parts import Modality
 from krossfuse.fusion.base import FusionMethod
 from krossfuse.fusion.stream import device_of, roles_of
@@ -151,11 +152,8 @@ def export_onnx(method: FusionMethod, modality: Modality, path: Path | str, *, o
 @contextmanager
 def _as_ours(method: FusionMethod, what: str) -> Iterator[None]:
     """Turn the errors of an exporter into one that names the method, and keep its remarks to itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with quieter("torch.onnx", level=logging.ERROR), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except KrossFuseError:
@@ -165,5 +163,3 @@ def _as_ours(method: FusionMethod, what: str) -> Iterator[None]:
         raise ConfigError(
             f"{type(method).__name__} cannot be written by {what}: {type(error).__name__}: {first}"
         ) from error
-    finally:
-        logger.setLevel(level)
