@@ -17,14 +17,18 @@ help: ## Show this list
 
 setup: $(READY) ## Create .venv and install the locked dependencies and krossfuse itself (editable)
 
-# Compiled at once, because under PYTHONDONTWRITEBYTECODE every start would compile thousands of files again.
+# $(call install,ENVIRONMENT,LOCK): compiled at once, because under PYTHONDONTWRITEBYTECODE every start would compile thousands of files again.
+define install
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(1)/bin/uv pip install --quiet --compile-bytecode --python $(1)/bin/python -r $(2)
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps -e .
+	@touch $@
+endef
+
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"krossfuse needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor}. Say: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
-	@touch $@
+	$(call install,$(VENV),requirements.lock)
 
 run: $(READY) ## The main job: the quick-start comparison on OpenMoji, offline; table, figures and W&B run in runs/
 	$(BIN)/krossfuse -m experiment=quickstart $(ARGS)
@@ -54,11 +58,7 @@ test-lowest: $(LOWEST)/.ready ## The same tests with the lowest versions that py
 	$(LOWEST)/bin/python -m pytest -n 2 -m "not slow and not network and not faults" $(ARGS)
 
 $(EXTRAS)/.ready: pyproject.toml requirements-extras.lock
-	test -x $(EXTRAS)/bin/python || $(PYTHON) -m venv $(EXTRAS)
-	$(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(EXTRAS)/bin/uv pip install --quiet --compile-bytecode --python $(EXTRAS)/bin/python -r requirements-extras.lock
-	$(EXTRAS)/bin/uv pip install --quiet --python $(EXTRAS)/bin/python --no-deps -e .
-	@touch $@
+	$(call install,$(EXTRAS),requirements-extras.lock)
 
 test-extras: $(EXTRAS)/.ready ## The tests of what needs an optional package, with all of these, in .venv-extras
 	$(EXTRAS)/bin/python -m pytest -n 2 -m "not slow and not network and not faults" tests/results/test_optional_trackers.py \
@@ -67,11 +67,7 @@ test-extras: $(EXTRAS)/.ready ## The tests of what needs an optional package, wi
 
 # Flower wants older packages than everything else, so that it has a lock and an environment of its own.
 $(FLOWER)/.ready: pyproject.toml requirements-flower.lock
-	test -x $(FLOWER)/bin/python || $(PYTHON) -m venv $(FLOWER)
-	$(FLOWER)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(FLOWER)/bin/uv pip install --quiet --compile-bytecode --python $(FLOWER)/bin/python -r requirements-flower.lock
-	$(FLOWER)/bin/uv pip install --quiet --python $(FLOWER)/bin/python --no-deps -e .
-	@touch $@
+	$(call install,$(FLOWER),requirements-flower.lock)
 
 test-flower: $(FLOWER)/.ready ## Federations over Flower, in .venv-flower: in one process, and a SuperLink with SuperNodes
 	$(FLOWER)/bin/python -m pytest $(ARGS) tests/flower
@@ -117,11 +113,7 @@ bench-sweep: $(READY) ## What a sweep costs beside fusing and probing; OUT=FILE 
 # Ray's launcher pins cloudpickle, and so an older joblib: an environment of its own, from its own lock.
 LAUNCHERS := .venv-launchers
 $(LAUNCHERS)/.ready: pyproject.toml requirements.lock requirements-ray.lock
-	test -x $(LAUNCHERS)/bin/python || $(PYTHON) -m venv $(LAUNCHERS)
-	$(LAUNCHERS)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(LAUNCHERS)/bin/uv pip install --quiet --compile-bytecode --python $(LAUNCHERS)/bin/python -r requirements-ray.lock
-	$(LAUNCHERS)/bin/uv pip install --quiet --python $(LAUNCHERS)/bin/python --no-deps -e .
-	@touch $@
+	$(call install,$(LAUNCHERS),requirements-ray.lock)
 
 test-launchers: $(LAUNCHERS)/.ready ## Sweeps under joblib, submitit and Ray, in .venv-launchers
 	$(LAUNCHERS)/bin/python -m pytest -n 0 tests/app/test_launchers.py $(ARGS)

@@ -1,9 +1,12 @@
-"""What the benchmarks share: the JSON that they write, and a sampler of the process's own memory."""
+"""What the benchmarks share: the JSON that they write, a stopwatch, and a sampler of the process's own memory."""
 
 from __future__ import annotations
 
 import json
+import statistics
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,16 @@ def anonymous_bytes() -> int:
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("this system does not report anonymous memory")
+
+
+def timed(run: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
+    """Return the median seconds of some runs and what the last returned."""
+    seconds, out = [], None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        out = run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), out
 
 
 class Peak(threading.Thread):

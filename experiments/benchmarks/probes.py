@@ -27,7 +27,6 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from experiments.benchmarks.common import Peak, write_json
+from experiments.benchmarks.common import Peak, timed, write_json
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import Part
 from krossfuse.probes.linear import LinearProbe
@@ -61,16 +60,6 @@ def draw(n: int, d: int, k: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     x = torch.nn.functional.normalize(x, dim=1) + 0.7 * cone / cone.norm()
     wrong = torch.rand(n, generator=g) < 0.1
     return torch.nn.functional.normalize(x, dim=1), torch.where(wrong, torch.randint(k, (n,), generator=g), labels)
-
-
-def timed(run: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
-    """Return the median seconds of some runs and what the last returned."""
-    seconds, out = [], None
-    for _ in range(repeats):
-        start = time.perf_counter()
-        out = run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), out
 
 
 def peak_flops(n: int, d: int, k: int) -> float:

@@ -17,16 +17,14 @@ Without ``--data``, features are drawn (:class:`~krossfuse.features.synthetic.Sy
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.common import write_json
+from experiments.benchmarks.common import timed, write_json
 from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.parts import Part
 from krossfuse.features.embeddings import EmbeddingsFile
@@ -82,16 +80,6 @@ def ours(terms: Terms, labels: Tensor, weights: Sequence[float]) -> tuple[float,
     """Return the C and a of :func:`~krossfuse.fusion.cross_validation.cross_validate`."""
     choice = cross_validate(terms, labels, weights=weights)
     return choice.C, choice.expert_weight
-
-
-def timed(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Return the median seconds of some runs and what the last returned."""
-    seconds, out = [], None
-    for _ in range(repeats):
-        start = time.perf_counter()
-        out = run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), out
 
 
 def quality(cross: Tensor, expert: Tensor, labels: Tensor, n: int, C: float, a: float) -> dict[str, float]:

@@ -139,17 +139,6 @@ def _varying(probe: str, words: Sequence[Mapping[str, str]]) -> set[str]:
 # --- Comparisons ------------------------------------------------------------------------------------------------
 
 
-def compare_rows(a: Row, b: Row, column: Column, index: RunIndex | None = None) -> Comparison | None:
-    """Compare two rows of a board on one column; None where they were not measured on the same items and subsets.
-
-    The verdict is about ``a``: where less of the metric is better, a smaller value is a better one.
-    """
-    if column.key not in a.cells or column.key not in b.cells:
-        return None
-    x, y = a.cells[column.key], b.cells[column.key]
-    return _judged([difference(x, y, index)], column)[0] if comparable(x, y) else None
-
-
 def compare_with(
     board: Board, baseline: Row | None, columns: Sequence[Column] | None = None, index: RunIndex | None = None
 ) -> Board:

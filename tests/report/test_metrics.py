@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from krossfuse.report.boards import boards, compare_rows
+from krossfuse.report.boards import boards, compare_with
 from krossfuse.report.cells import cell_text, is_best
 from krossfuse.report.page import report
 from krossfuse.report.values import axis_label, format_value, within
@@ -49,7 +49,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_report_elsewhere_knows_the_plug_ins_units_and_directions(measured: Path) -> None:
     (board,) = boards(aggregate(read_runs(measured))[0])
-    parent, cca = board.rows
+    _, cca = board.rows
     shown = {column.metric: (cell_text(cca, column), is_best(board, cca, column)) for column in board.columns}
     assert shown == {
         "fpr95": (("20.0 ±0.3*", "-20.0 ▲"), True),
@@ -63,10 +63,9 @@ def test_a_report_elsewhere_knows_the_plug_ins_units_and_directions(measured: Pa
     assert labels["fpr95"] == "fpr95 (%)"
     assert labels["width"] == "width (bits)"
     assert labels["mean_rank"] == "mean rank"
+    against = compare_with(board, cca).rows[0].against
     for column in board.columns:
-        comparison = compare_rows(parent, cca, column)
-        assert comparison is not None
-        assert comparison.verdict == ("worse" if column.declared.better else "different")
+        assert against[column.key].verdict == ("worse" if column.declared.better else "different")
 
 
 def test_its_report_is_written(measured: Path, tmp_path: Path) -> None:
