@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -13,32 +14,49 @@ from typing import Any
 
 
 class Deferred:
-    """Stands for a member of a module that is not loaded yet, and does what that member does once it is used."""
+    """Stands for a member of a module that is not loaded yet, and does what that member does once it is used.
 
-    def __init__(self, module: str, name: str) -> None:
-        self._module, self._name = module, name
+    While it cannot be loaded, its members are named (in annotations) and it may decorate functions: a decorated one is
+    decorated when it is called.
+    """
+
+    def __init__(self, module: str, *path: str) -> None:
+        self._module, self._path = module, path
 
     def _load(self) -> Any:
-        module = importlib.import_module(self._module)
-        try:
-            return getattr(module, self._name)
-        except AttributeError:  # a module inside of it that it does not import by itself
-            return importlib.import_module(f"{self._module}.{self._name}")
+        found: Any = importlib.import_module(self._module)
+        for at, name in enumerate(self._path):
+            try:
+                found = getattr(found, name)
+            except AttributeError:  # a module inside of it that it does not import by itself
+                found = importlib.import_module(".".join([self._module, *self._path[: at + 1]]))
+        return found
+
+    @property
+    def _closed(self) -> bool:
+        return isinstance(sys.modules.get(self._module), _Placeholder)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what inspection asks for
             raise AttributeError(name)
-        if isinstance(sys.modules.get(self._module), _Placeholder):  # what is named in an annotation is not used yet
-            return Deferred(f"{self._module}.{self._name}", name)
+        if self._closed:
+            return Deferred(self._module, *self._path, name)
         return getattr(self._load(), name)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """Call the member."""
-        return self._load()(*args, **options)
+        """Call the member; or return what decorates a function with it, later."""
+        if not self._closed:
+            return self._load()(*args, **options)
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            decorated = functools.cache(lambda: self._load()(*args, **options)(function))
+            return functools.wraps(function)(lambda *a, **o: decorated()(*a, **o))
+
+        return decorate
 
     def __instancecheck__(self, instance: object) -> bool:
         """Whether it is an instance of the class; of a class that nobody has loaded there is none."""
-        return self._module in sys.modules and isinstance(instance, self._load())
+        return self._module in sys.modules and not self._closed and isinstance(instance, self._load())
 
 
 class _Placeholder(ModuleType):

@@ -8,7 +8,17 @@ import sys
 
 HEAVY = (
     *("torchvision", "transformers", "torch._dynamo", "torch._inductor", "sympy"),
-    *("scipy.stats", "scipy.signal", "pandas", "wandb", "sklearn", "open_clip", "timm", "krossfuse.report.page"),
+    *(
+        "scipy.stats",
+        "scipy.signal",
+        "matplotlib",
+        "pandas",
+        "wandb",
+        "sklearn",
+        "open_clip",
+        "timm",
+        "krossfuse.report.page",
+    ),
 )
 
 
@@ -33,6 +43,12 @@ model = resnet50()
 assert isinstance(model, torch.nn.Module)
 assert transforms.Normalize(0.5, 0.5)(torch.ones(3, 2, 2)).eq(1).all()
 assert callable(AutoTokenizer.from_pretrained)
+from torchmetrics.classification import MulticlassAccuracy
+accuracy = MulticlassAccuracy(3)
+accuracy.update(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]))
+figure, axes = accuracy.plot()
+import matplotlib.axes, matplotlib.figure
+assert isinstance(figure, matplotlib.figure.Figure) and isinstance(axes, matplotlib.axes.Axes)
 import torchvision, transformers, scipy
 assert torchvision.models.resnet50 and transformers.AutoTokenizer and scipy.signal.hilbert
 
