@@ -46,6 +46,7 @@ def launcher(name: str, *options: str) -> pytest.param:  # type: ignore[valid-ty
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [launcher("joblib", "hydra.launcher.n_jobs=2"), launcher("submitit_local")])
 def test_a_killed_worker_loses_its_point_alone(options: list[str], tmp_path: Path) -> None:
     sweeps.made(tmp_path)
@@ -73,6 +74,7 @@ def test_a_killed_worker_loses_its_point_alone(options: list[str], tmp_path: Pat
     assert sweeps.values(tmp_path / "s") == sweeps.values(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [launcher("ray", "+hydra.launcher.ray.init.num_cpus=1")])
 def test_ray_computes_the_same(options: list[str], tmp_path: Path) -> None:
     sweeps.made(tmp_path)
