@@ -71,6 +71,11 @@ def main() -> None:
 
             print(f"krossfuse {__version__}")
             return
+        if arguments in (["--help"], ["-h"]):
+            from krossfuse.app.help import help_text
+
+            print(help_text())
+            return
         if arguments and arguments[0] in COMMANDS:
             sys.exit(import_module(COMMANDS[arguments[0]]).main(arguments[1:]))
         if arguments and arguments[0].isalpha():

@@ -20,9 +20,9 @@ from krossfuse.fusion.io import load_fusion
 from krossfuse.model.card import model_card
 from krossfuse.model.encoder import FusedEncoder
 from krossfuse.model.folder import LIBRARIES
+from krossfuse.results.layout import CONFIG
 from krossfuse.results.runs import Run, read_runs
 from krossfuse.results.versions import versions
-from krossfuse.results.writer import CONFIG
 
 log = logging.getLogger(__name__)
 

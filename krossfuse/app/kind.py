@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from krossfuse.core.trainers import TrainerFactory
-from krossfuse.results.trackers import Tracker
-from krossfuse.results.writer import RunWriter
+if TYPE_CHECKING:
+    from krossfuse.core.trainers import TrainerFactory
+    from krossfuse.results.trackers import Tracker
+    from krossfuse.results.writer import RunWriter
 
 Plain = dict[str, Any]
 """A resolved configuration in plain containers."""

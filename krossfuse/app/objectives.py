@@ -10,7 +10,6 @@ from typing import Literal
 from krossfuse.core.errors import ConfigError, DataError, check_choice, did_you_mean
 from krossfuse.core.metrics import find_metric
 from krossfuse.results.records import Record
-from krossfuse.results.trackers.contents import metric_key
 
 DIM, SECONDS = "dim", "seconds"
 Direction = Literal["maximize", "minimize"]
@@ -71,6 +70,8 @@ class Objective:
             return float(records[0].dim)
         if self.name == SECONDS:
             return sum({record.probe: record.seconds for record in records}.values())
+        from krossfuse.results.trackers.contents import metric_key
+
         values = [record.value for record in records if metric_key(record) == self.name]
         if not values:
             names = sorted({metric_key(record) for record in records})

@@ -18,8 +18,8 @@ from krossfuse.app.task import Point
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.files import write_whole
 from krossfuse.results.digest import point_digest
+from krossfuse.results.layout import RESULTS
 from krossfuse.results.points import Identity, State, read_point, state_of
-from krossfuse.results.writer import RESULTS
 
 log = logging.getLogger(__name__)
 

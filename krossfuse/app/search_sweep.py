@@ -23,7 +23,6 @@ from krossfuse.app.sweep import GridSweep, report_sweep
 from krossfuse.app.sweep_folder import MULTIRUN, Outcome, alone_in, write_failed
 from krossfuse.core.errors import ConfigError, KrossFuseError, check_positive, require
 from krossfuse.core.logs import quieter
-from krossfuse.results.runs import read_run
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -183,6 +182,8 @@ class SearchSweep(GridSweep):
 
     def _compute(self, batch: Sequence[_Running], seed: int | None) -> None:
         """Compute a point of each trial, where it is not there already, and read what was measured."""
+        from krossfuse.results.runs import read_run
+
         jobs: dict[int, list[str]] = {}
         for running in batch:
             job = [*running.overrides, *([] if seed is None else [f"seed={seed}"])]

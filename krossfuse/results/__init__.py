@@ -1,12 +1,27 @@
 """Records, run folders, aggregation with intervals, trackers. Knows not how a measurement was computed."""
 
-from krossfuse.results.records import Record as Record
-from krossfuse.results.runs import read_run as read_run
-from krossfuse.results.runs import read_runs as read_runs
-from krossfuse.results.trackers import CsvTracker as CsvTracker
-from krossfuse.results.trackers import MlflowTracker as MlflowTracker
-from krossfuse.results.trackers import NoTracker as NoTracker
-from krossfuse.results.trackers import TensorBoardTracker as TensorBoardTracker
-from krossfuse.results.trackers import Tracker as Tracker
-from krossfuse.results.trackers import WandbTracker as WandbTracker
-from krossfuse.results.writer import RunWriter as RunWriter
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# Loaded when first used: a command that only reads a configuration needs none of the libraries behind them.
+_HOMES = {
+    "records": ("Record",),
+    "runs": ("read_run", "read_runs"),
+    "trackers": ("CsvTracker", "MlflowTracker", "NoTracker", "TensorBoardTracker", "Tracker", "WandbTracker"),
+    "writer": ("RunWriter",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

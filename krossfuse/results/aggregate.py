@@ -25,9 +25,9 @@ import numpy as np
 from krossfuse.results.digest import items_digest
 from krossfuse.results.index import RunIndex
 from krossfuse.results.inference import LEVEL, Scores, interval_of_mean
+from krossfuse.results.layout import RESULTS
 from krossfuse.results.records import Record
 from krossfuse.results.runs import Run
-from krossfuse.results.writer import RESULTS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from krossfuse.results.arrays import array_digest
 from krossfuse.results.errors import ResultsError
+from krossfuse.results.layout import CONFIG, PER_ITEM, RESULTS, STATUS
 from krossfuse.results.records import record_of
 from krossfuse.results.runs import Run, read_run, run_folders
-from krossfuse.results.writer import CONFIG, PER_ITEM, RESULTS, STATUS
 
 log = logging.getLogger(__name__)
 

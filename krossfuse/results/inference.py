@@ -41,7 +41,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from krossfuse.core.errors import ConfigError, DataError
 
@@ -228,6 +227,8 @@ def interval_of_mean(scores: Scores, level: float = LEVEL) -> tuple[float, float
     half = spread.half_width(level)
     if not scores.binary or spread.n_items < 2 or not 0 <= mean <= 1:
         return mean - half, mean + half, spread
+    from scipy import special  # imported where it is used: a job that measures needs no interval
+
     # Wilson's interval for what the items alone leave open, and the rest of the width added in squares.
     quantile = float(special.ndtri((1 + level) / 2))
     items = spread.items if not spread.parts else spread.items_alone
@@ -246,6 +247,8 @@ def interval_of_mean(scores: Scores, level: float = LEVEL) -> tuple[float, float
 
 def t_quantile(level: float, freedom: float) -> float:
     """Return how many standard errors of a mean its two-sided interval reaches; ``freedom`` may be infinite."""
+    from scipy import special
+
     if math.isinf(freedom):
         return float(special.ndtri((1 + level) / 2))
     return float(special.stdtrit(freedom, (1 + level) / 2))
@@ -253,6 +256,8 @@ def t_quantile(level: float, freedom: float) -> float:
 
 def t_tail(t: float, freedom: float) -> float:
     """Return the two-sided p-value of a t statistic; ``freedom`` may be infinite."""
+    from scipy import special
+
     return float(2 * (special.ndtr(-abs(t)) if math.isinf(freedom) else special.stdtr(freedom, -abs(t))))
 
 

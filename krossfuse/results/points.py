@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from krossfuse.core.files import write_whole
-from krossfuse.results.writer import STATUS, checksums
+from krossfuse.results.layout import STATUS, checksums
 
 POINT = "point.json"
 

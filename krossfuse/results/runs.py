@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from krossfuse.results.arrays import array_digest, load_arrays
 from krossfuse.results.configs import parse_config
 from krossfuse.results.errors import ResultsError
+from krossfuse.results.layout import CONFIG, PER_ITEM, RESULTS, STATUS
 from krossfuse.results.records import Record, parse_record
-from krossfuse.results.writer import CONFIG, PER_ITEM, RESULTS, STATUS
 
 State = Literal["finished", "failed", "unfinished"]
 

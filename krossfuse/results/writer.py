@@ -14,7 +14,6 @@ A run folder holds::
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -28,13 +27,11 @@ from krossfuse.core.files import write_whole
 from krossfuse.core.metrics import find_metric
 from krossfuse.results.arrays import save_arrays
 from krossfuse.results.errors import ResultsError
+from krossfuse.results.layout import CONFIG, PER_ITEM, RESULTS, STATUS, checksums
 from krossfuse.results.records import Record, dump_record
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-CONFIG, RESULTS, PER_ITEM, STATUS = "config.yaml", "results.jsonl", "per_item.npz", "status.json"
-KERNELS = "kernels.npz"
 
 
 class RunWriter:
@@ -158,14 +155,6 @@ def _state(cause: BaseException | None) -> str:
     if cause is None:
         return "finished"
     return "failed" if isinstance(cause, Exception) else "unfinished"  # who was told to end has not failed
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of results in a run folder, by name."""
-    names = [RESULTS, PER_ITEM, KERNELS, *sorted(path.name for path in folder.glob("*.drawn.json"))]
-    return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names if (folder / name).is_file()
-    }
 
 
 def _compact(record: Record, scores: NDArray[Any]) -> NDArray[Any]:

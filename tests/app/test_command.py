@@ -162,6 +162,13 @@ def test_help_names_the_groups(command: Command) -> None:
     assert all(group in done.stdout for group in ("data:", "pair:", "fusion:", "probe:", "experiment:", "store list"))
 
 
+def test_help_is_what_hydra_would_print(command: Command, own_folder: Path) -> None:
+    ours, hydras = command("--help", "--config-dir", "conf"), command("--help", "seed=0", "--config-dir", "conf")
+    assert ours.returncode == hydras.returncode == 0
+    assert ours.stdout == hydras.stdout
+    assert "mine" in ours.stdout
+
+
 def test_help_loads_no_heavy_library() -> None:
     code = (
         "import sys\nfrom krossfuse import __main__\nsys.argv = ['krossfuse', '--help']\n"
