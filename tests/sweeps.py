@@ -16,9 +16,9 @@ from krossfuse.results.runs import read_runs
 COMMON = ("data=embeddings", "data.path=features.npz", "probe=[zero_shot]", "logger=none")
 
 
-def made(folder: Path) -> None:
+def made(folder: Path, n: dict[str, int] | None = None) -> None:
     """Write the embeddings."""
-    write_arrays(folder / "features.npz", arrays())
+    write_arrays(folder / "features.npz", arrays(n))
 
 
 def command(*arguments: str, python: str = sys.executable) -> list[str]:

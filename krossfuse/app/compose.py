@@ -81,6 +81,9 @@ class Composer:
         """
         shared, own = self._split(tuple(overrides))
         master = self._base(shared)
+        raw: Any = OmegaConf.to_container(master.hydra.sweep, resolve=False)
+        if raw["subdir"] != BY_NUMBER:  # it may be made of any of the job's own values
+            master, own = self._load(tuple(overrides)), ()
         self._tell_hydra(master, overrides, number)
         cfg = OmegaConf.masked_copy(master, [str(key) for key in master if key != "hydra"])
         OmegaConf.set_struct(cfg, True)
@@ -90,8 +93,7 @@ class Composer:
         except OmegaConfBaseException:
             cfg = self._load(tuple(overrides))  # which says what is wrong with it in the words that are known
         plain = job_config(cfg)
-        raw: Any = OmegaConf.to_container(master.hydra.sweep, resolve=False)
-        choices = {str(group): str(option) for group, option in master.hydra.runtime.choices.items()}
+        choices = dict(master.hydra.runtime.choices)
         return Composed(plain, choices, None if raw["subdir"] == BY_NUMBER else str(master.hydra.sweep.subdir))
 
     def _load(self, overrides: tuple[str, ...]) -> DictConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import sys
 import time
@@ -65,6 +66,13 @@ def test_an_extended_sweep_computes_what_is_new(run: Run, tmp_path: Path) -> Non
     assert len(sweeps.values(tmp_path / "s")) == len(after) == 6
     fewer = run("fusion.dim=24,32", "seed=0", "hydra.sweep.dir=s")
     assert "no points of this sweep, and reported all the same" in fewer
+
+
+def test_run_folders_may_have_names_of_their_own(run: Run, tmp_path: Path) -> None:
+    arguments = ["fusion.dim=24", "seed=0,1", "hydra.sweep.dir=s", "hydra.sweep.subdir='dim-${fusion.dim}/${seed}'"]
+    run(*arguments)
+    assert {path.parent.name for path in (tmp_path / "s/dim-24").glob("*/status.json")} == {"0", "1"}
+    assert "2 done; 0 to compute" in run(*arguments)
 
 
 def test_what_has_changed_is_computed_anew_and_kept_aside(run: Run, tmp_path: Path) -> None:
@@ -221,3 +229,17 @@ def test_a_sweep_that_is_stopped_reports_what_there_is(sent: signal.Signals, sta
     assert "Traceback" not in out
     assert (tmp_path / "s/report/results.csv").is_file()
     assert sweeps.outcomes(tmp_path / "s") == []
+
+
+def test_a_full_disk_ends_a_sweep_that_can_go_on(tmp_path: Path) -> None:
+    """No file may grow above a limit that the first point's matrices need: what a disk says that is full."""
+    sweeps.made(tmp_path, {"train": 36, "val": 12, "test": 90})
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))}
+    process = sweeps.start(tmp_path, "fusion.dim=24", "seed=0,1,2", "hydra.sweep.dir=s", **limit)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, out
+    assert "stopped: 0 of 3 points are done; when there is room" in out
+    assert "too large" in out
+    assert "Traceback" not in out
+    assert "1 failed, 2 missing" in sweeps.finish(tmp_path, "fusion.dim=24", "seed=0,1,2", "hydra.sweep.dir=s")
+    assert len(sweeps.finished(tmp_path / "s")) == 3
