@@ -41,14 +41,20 @@ NEEDS: dict[str, list[str]] = {
 
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides), return_hydra_config=False)
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def check(*overrides: str) -> None:
+    """Check the job that the overrides compose, as the command does before the first job of a sweep."""
+    cfg = composed(*overrides)
+    app.check(app.job_config(cfg), dict(cfg.hydra.runtime.choices), data=False)
 
 
 @pytest.mark.parametrize(("group", "option"), CASES, ids=lambda value: str(value))
 def test_every_option_of_every_group_builds(group: str, option: str) -> None:
     choice = f"{group}=[{option}]" if group == "probe" else f"{group}={option}"
     probe = ["probe=[federated_probe]"] if group.startswith("federated/") else []
-    app.check(composed(choice, *NEEDS.get(choice, []), *probe))
+    check(choice, *NEEDS.get(choice, []), *probe)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,7 @@ def test_every_option_of_every_group_builds(group: str, option: str) -> None:
 )
 def test_a_bad_value_is_refused_before_anything_is_loaded(override: str, names: str) -> None:
     with pytest.raises(ConfigError, match=names):
-        app.check(composed(override))
+        check(override)
 
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
