@@ -12,9 +12,14 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
+from wandb_files import wandb_records
 
 from krossfuse.__main__ import main
+from krossfuse.core.parts import Part
+from krossfuse.data.openmoji import OpenMoji
 from krossfuse.features.embeddings import EmbeddingsFile
+from krossfuse.features.stores import LocalStore
+from krossfuse.model.encoder import FusedEncoder
 from krossfuse.probes.subsets import FewShotSubset
 from krossfuse.results.runs import read_runs
 
@@ -277,3 +282,24 @@ def test_raw_images_to_measurements_without_a_store(command: Run) -> None:
         *arguments, *probes[1:], "probe=[sgd_probe]", "store=none", "fuse.stream=true", "name=never_held"
     )
     assert measured(never_held, "sgd_probe") == pytest.approx(measured(stored, "sgd_probe"), abs=1e-9)
+
+
+def test_a_run_leaves_what_its_tracker_keeps(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path / "store")
+    monkeypatch.setenv("KROSSFUSE_STORE", store.where)
+    toy = ("data=openmoji", "data.limit=24", "fusion.dim=280", "fusion.alignment=exact", "probe=[zero_shot]")
+    folder = command("logger=wandb", "logger.keep=[fusion,embeddings,model]", *toy)
+
+    logged = {r.artifact.type: r.artifact for r in wandb_records(folder) if r.HasField("artifact")}
+    features = {kind: json.loads(logged[kind].metadata)["features"] for kind in ("fusion", "embeddings", "model")}
+    assert features["fusion"] == features["embeddings"] == features["model"]
+    assert {key for roles in features["fusion"].values() for key in roles.values()} == {e.name for e in store.entries()}
+    assert {content.path for content in logged["model"].manifest.contents} >= {"config.json", "fusion.safetensors"}
+
+    data, part = OpenMoji(limit=24), Part("test", "text")
+    kept = EmbeddingsFile(path=folder / "artifacts" / "embeddings.safetensors").bundle()[part]["cross_modal"]
+    model = FusedEncoder.from_pretrained(folder / "artifacts" / "model")
+    assert torch.allclose(model.encode_text(list(data.items(part))), kept, atol=1e-6)
+    tensors = load_file(folder / "artifacts" / "fusion.safetensors")
+    assert tensors.keys() == model.fusion.state_dict().keys()
+    assert all(torch.equal(tensors[name], value) for name, value in model.fusion.state_dict().items())

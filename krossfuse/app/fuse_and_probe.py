@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from krossfuse.app.artifacts import check_keep, keep_artifacts
 from krossfuse.app.build import make, packed, plain_words, trust_modules_of, unpacked
 from krossfuse.app.kind import Kind, Plain, Session
 from krossfuse.app.record import make_records
@@ -103,6 +104,7 @@ class FuseAndProbe(Kind):
                 raise ConfigError(f"{flag}={value!r} must be true or false")
         if not cfg.get("probe"):
             raise ConfigError("probe=[] measures nothing; choose at least one, e.g. probe=[linear_probe]")
+        check_keep(cfg, cfg["logger"].get("keep"))
         source = make_source(cfg, TrainerFactory(cfg["trainer"]))
         pair = source.pair if isinstance(source, Extraction) else None
         probes = {
@@ -143,7 +145,7 @@ class FuseAndProbe(Kind):
             info = source.info
             for of_turn in [fold_sizes(info, sizes, fold) for fold in range(info.n_folds)] or [sizes]:
                 check_fit(method, of_turn)
-        if built.cfg["save_fusion"] and method is not None:
+        if (built.cfg["save_fusion"] or built.cfg["logger"].get("keep")) and method is not None:
             check_saveable(method)
 
     def fingerprint(self, built: Job) -> str:
@@ -191,6 +193,9 @@ class FuseAndProbe(Kind):
             for turn, name in zip(turns, names, strict=True):
                 stem = f"fusion-{name}" if name else "fusion"
                 save_fusion(turn.module.method, session.folder / f"{stem}.safetensors")
+        if session.tracker.keep:
+            fused = {name: (turn.module.method, turn.space) for name, turn in zip(names, turns, strict=True)}
+            keep_artifacts(cfg, source_of(cfg), fused, session, about)
 
 
 def make_method(cfg: Plain, inputs: InputSpec) -> FusionMethod:

@@ -33,15 +33,10 @@ def krossfuse(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, shared_store: Path) -> Path:
     """A run that kept its fusion."""
     folder = tmp_path_factory.mktemp("run") / "kept"
-    krossfuse(*RUN, f"paths.store={store}", "save_fusion=true", f"hydra.run.dir={folder}")
+    krossfuse(*RUN, f"paths.store={shared_store}", "save_fusion=true", f"hydra.run.dir={folder}")
     assert (folder / "fusion.safetensors").is_file()
     return folder
 

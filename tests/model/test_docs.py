@@ -14,10 +14,10 @@ pytestmark = pytest.mark.slow
 
 
 def test_every_block_runs(
-    repository: Path, store: Path, emoji_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, shared_store: Path, emoji_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KROSSFUSE_STORE", str(store))
+    monkeypatch.setenv("KROSSFUSE_STORE", str(shared_store))
     shutil.copytree(emoji_files, tmp_path / "pictures")
     text = (repository / "docs" / "model.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```(sh|python)\n(.*?)```", text, flags=re.DOTALL)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from krossfuse.core.errors import ConfigError
 from krossfuse.results.records import Record
-from krossfuse.results.trackers import MlflowTracker, TensorBoardTracker, Tracker, metric_key
+from krossfuse.results.trackers import Artifact, MlflowTracker, TensorBoardTracker, Tracker, metric_key
 
 RECORD = Record("openmoji", "pair", "rp_krossfuse", 64, "few_shot", "accuracy", "image", 3, 0.625, label_set="group")
 FOUR = dataclasses.replace(RECORD, value=0.75, protocol={"shots": 4, "form": "I+T", "split": "test"})
@@ -68,6 +68,27 @@ def test_mlflow_holds_config_metrics_tables_and_pictures(tmp_path: Path, uri: st
     ]
     assert Image.open(client.download_artifacts(run.info.run_id, "heat.png")).size == (8, 6)
     assert (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").is_dir()
+
+
+def test_mlflow_keeps_files_and_folders_with_what_they_were_made_from(tmp_path: Path, uri: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    (tmp_path / "model").mkdir()
+    for path in (tmp_path / "fusion.safetensors", tmp_path / "model" / "config.json"):
+        path.write_text(path.name)
+    features = {"test/image": {"cross_modal": "0123abcd"}}
+    with MlflowTracker(tracking_uri=uri, experiment="kept", keep=["fusion"]).run(tmp_path / "run", {}, name="x") as run:
+        assert run.keep == ("fusion",)
+        run.log_artifact(Artifact("a", "fusion", tmp_path / "fusion.safetensors", {"dim": 3}, features))
+        run.log_artifact(Artifact("b", "model", tmp_path / "model"))
+    client = MlflowClient(uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("kept").experiment_id])
+    read = {
+        name: Path(client.download_artifacts(found.info.run_id, name)).read_text()
+        for name in ("fusion/fusion.safetensors", "model/config.json", "fusion/a.json")
+    }
+    assert (read["fusion/fusion.safetensors"], read["model/config.json"]) == ("fusion.safetensors", "config.json")
+    assert json.loads(read["fusion/a.json"]) == {"name": "a", "dim": 3, "features": features}
 
 
 def test_mlflow_goes_on_with_the_run_of_its_folder_and_says_how_it_ended(tmp_path: Path, uri: str) -> None:

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import signal
-import struct
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
+from wandb_files import wandb_records, wandb_tables
 
 from krossfuse.core.errors import ConfigError
 from krossfuse.results.records import Record
@@ -23,45 +23,6 @@ from krossfuse.results.trackers.base import GuardedTracker
 
 RECORD = Record("openmoji", "pair", "rp_krossfuse", 64, "few_shot", "accuracy", "image", 3, 0.625, label_set="group")
 SHOT = {"shots": 4, "form": "I+T", "subset_seed": 1, "split": "test"}
-
-
-def wandb_records(folder: Path) -> list[Any]:
-    """Read a W&B offline run back, once W&B's service has written its end (it does so after ``finish`` returns)."""
-    for _ in range(100):
-        found = scan(folder)
-        if any(record.HasField("exit") for record in found):
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"the W&B run in {folder} was not closed")
-
-
-def scan(folder: Path) -> list[Any]:
-    """Read a W&B offline run back: a LevelDB log (blocks of 32 KiB, records in fragments) of protocol buffers."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    content, block, at = path.read_bytes(), 32768, 7
-    assert content.startswith(b":W&B")
-    found, fragments = [], b""
-    while at + 7 <= len(content):
-        if block - at % block < 7:
-            at += block - at % block
-            continue
-        length, kind = struct.unpack_from("<HB", content, at + 4)
-        fragments += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last fragment of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(fragments)
-            found.append(record)
-            fragments = b""
-    return found
-
-
-def wandb_tables(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Return every table that was logged under a name."""
-    files = folder.glob(f"wandb/offline-run-*/files/media/table/{name}_*.table.json")
-    return [json.loads(file.read_text()) for file in sorted(files)]
 
 
 def picture(folder: Path) -> Path:
@@ -251,6 +212,8 @@ def test_wandb_online_without_an_account_says_the_way_out(tmp_path: Path, monkey
         ({"project": ""}, "project"),
         ({"tags": "a"}, "must be a list"),
         ({"id": "a/b"}, "logger.id='a/b'"),
+        ({"keep": "fusion"}, "logger.keep='fusion' must be a list"),
+        ({"keep": ["modle"]}, "did you mean 'model'"),
     ],
 )
 def test_wandb_refuses_bad_values_at_once(options: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """Experiment trackers behind one small protocol: Weights & Biases, MLflow, TensorBoard, CSV files, none."""
 
+from krossfuse.results.trackers.artifacts import Artifact as Artifact
 from krossfuse.results.trackers.base import Tracker as Tracker
 from krossfuse.results.trackers.contents import metric_key as metric_key
 from krossfuse.results.trackers.csv_files import CsvTracker as CsvTracker

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from krossfuse.core.errors import ConfigError
 from krossfuse.results.records import Record
+from krossfuse.results.trackers.artifacts import Artifact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +26,13 @@ OF_A_LIGHTNING_LOGGER = ("log_metrics", "log_hyperparams", "log_graph", "save", 
 
 
 class Tracker(ABC):
-    """Where a run's configuration, measurements, tables and pictures are logged."""
+    """Where a run's configuration, measurements, tables and pictures are logged.
+
+    Attributes:
+        keep: the kinds of artifacts that a run is to leave here (``artifacts.KINDS``).
+    """
+
+    keep: tuple[str, ...] = ()
 
     @contextmanager
     def run(
@@ -84,6 +92,14 @@ class Tracker(ABC):
     def log_pictures(self, paths: Iterable[str | Path]) -> None:
         """Log pictures, each under its file's stem."""
 
+    def log_artifact(self, artifact: Artifact) -> None:
+        """Keep files of the run.
+
+        Raises:
+            ConfigError: this kind of tracker keeps none (then its :attr:`keep` is empty, too).
+        """
+        raise ConfigError(f"{type(self).__name__} keeps no files; logger=wandb and logger=mlflow do ({artifact.name})")
+
     @abstractmethod
     def finish(self, exit_code: int = 0) -> None:
         """Close the run; closing twice is harmless."""
@@ -106,7 +122,7 @@ class GuardedTracker(Tracker):
     """
 
     def __init__(self, inner: Tracker) -> None:
-        self.inner = inner
+        self.inner, self.keep = inner, inner.keep
         self.failed: Exception | None = None
 
     def _attempt(self, what: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -149,6 +165,10 @@ class GuardedTracker(Tracker):
     def log_pictures(self, paths: Iterable[str | Path]) -> None:
         """Log pictures."""
         self._attempt("pictures", self.inner.log_pictures, paths)
+
+    def log_artifact(self, artifact: Artifact) -> None:
+        """Keep files of the run."""
+        self._attempt(f"the artifact {artifact.name}", self.inner.log_artifact, artifact)
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the run; one that failed is closed too, as far as it lets itself be closed."""

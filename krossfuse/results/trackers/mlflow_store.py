@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from krossfuse.core.errors import ConfigError, require
 from krossfuse.results.records import Record
+from krossfuse.results.trackers.artifacts import Artifact, check_kinds
 from krossfuse.results.trackers.base import Tracker
 from krossfuse.results.trackers.contents import best_of, leaves, metric_key, records_table, remembered_id
 
@@ -40,6 +41,7 @@ class MlflowTracker(Tracker):
         artifacts: folder or URI of a new experiment's tables and pictures; None is what the server says, and beside
             the SQLite file.
         run_id: of the MLflow run that is gone on with; None is a new one, or the one begun in the run folder before.
+        keep: what a run leaves as artifacts: ``fusion``, ``embeddings``, ``model``.
 
     Raises:
         ConfigError: ``mlflow`` is not installed, or a value is empty.
@@ -52,10 +54,12 @@ class MlflowTracker(Tracker):
         experiment: str = "krossfuse",
         artifacts: str | None = None,
         run_id: str | None = None,
+        keep: Sequence[str] = (),
     ) -> None:
         for name, value in (("tracking_uri", tracking_uri), ("experiment", experiment)):
             if not isinstance(value, str) or not value:
                 raise ConfigError(f"logger.{name}={value!r} must be a text that is not empty")
+        self.keep = check_kinds(keep)
         require("mlflow", "logger=mlflow", extra="mlflow", instead="logger=csv")
         self.tracking_uri, self.experiment, self.artifacts, self.run_id = tracking_uri, experiment, artifacts, run_id
         self._client: Any = None
@@ -154,6 +158,16 @@ class MlflowTracker(Tracker):
         """Log pictures as artifacts."""
         for path in paths:
             self._open().log_artifact(self._run, str(path))
+
+    def log_artifact(self, artifact: Artifact) -> None:
+        """Log files below ``<kind>/``, with ``about.json``: how they were made, and from which stored features."""
+        client = self._open()
+        if artifact.path.is_dir():
+            client.log_artifacts(self._run, str(artifact.path), artifact.kind)
+        else:
+            client.log_artifact(self._run, str(artifact.path), artifact.kind)
+        about = {"name": artifact.name, **artifact.about, "features": artifact.features}
+        client.log_dict(self._run, about, f"{artifact.kind}/{artifact.name}.json")
 
     def finish(self, exit_code: int = 0) -> None:
         """Log the best values and all measurements as one table, and end the run: FINISHED or FAILED."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.results.records import Record
+from krossfuse.results.trackers.artifacts import Artifact, check_kinds
 from krossfuse.results.trackers.base import Tracker
 from krossfuse.results.trackers.contents import best_of, metric_key, records_table, remembered_id
 
@@ -34,9 +37,10 @@ class WandbTracker(Tracker):
         name: or None for the one that the job gives.
         id: of the W&B run that is gone on with; None is a new one, or the one that was begun in the run folder before.
         tags: of every run, beside those that the job gives.
+        keep: what a run leaves as artifacts: ``fusion``, ``embeddings``, ``model``.
 
     Raises:
-        ConfigError: no such mode, or an empty project.
+        ConfigError: no such mode or kind of artifact, or an empty project.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class WandbTracker(Tracker):
         name: str | None = None,
         id: str | None = None,
         tags: Sequence[str] = (),
+        keep: Sequence[str] = (),
     ) -> None:
         self.mode = check_choice("logger.mode", mode, ["offline", "online", "disabled"])
         if not isinstance(project, str) or not project:
@@ -58,7 +63,7 @@ class WandbTracker(Tracker):
         if isinstance(tags, str):
             raise ConfigError(f"logger.tags={tags!r} must be a list, e.g. [{tags}]")
         self.project, self.entity, self.group, self.name, self.tags = project, entity, group, name, list(tags)
-        self.id = id
+        self.id, self.keep = id, check_kinds(keep)
         self._run: Any = None
         self._records: list[Record] = []
 
@@ -145,6 +150,24 @@ class WandbTracker(Tracker):
         if images:
             self._open().log(images)
 
+    def log_artifact(self, artifact: Artifact) -> None:
+        """Log files as a W&B artifact, whose metadata hold the keys of the features that it was made from.
+
+        Online these features are an artifact too, by its keys alone, which the run is said to have used: so W&B's graph
+        joins all that was made from the same features. Offline W&B records no such use.
+        """
+        import wandb
+
+        made = wandb.Artifact(artifact.name, artifact.kind, metadata={**artifact.about, "features": artifact.features})
+        if artifact.path.is_dir():
+            made.add_dir(str(artifact.path), policy="immutable")
+        else:
+            made.add_file(str(artifact.path), policy="immutable")
+        run = self._open()
+        run.log_artifact(made)
+        if self.mode == "online" and artifact.features:
+            run.use_artifact(_features(artifact))
+
     def finish(self, exit_code: int = 0) -> None:
         """Log the best values and all measurements as one table, and close the W&B run with the exit code."""
         if self._run is None:
@@ -163,3 +186,15 @@ class WandbTracker(Tracker):
         from pytorch_lightning.loggers import WandbLogger
 
         return WandbLogger(experiment=self._open())
+
+
+def _features(artifact: Artifact) -> Any:
+    """Return the artifact that stands for stored features: their keys, not their rows."""
+    import wandb
+
+    text = json.dumps(artifact.features, sort_keys=True, indent=1)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    features = wandb.Artifact(f"features-{digest}", "features", metadata={"keys": artifact.features})
+    with features.new_file("keys.json") as stream:
+        stream.write(text)
+    return features
