@@ -36,6 +36,9 @@ run: $(READY) ## The main job: the quick-start comparison on OpenMoji, offline; 
 test: $(READY) ## The test suite without what is marked slow
 	$(BIN)/python -m pytest -n 2 -m "not slow and not network and not faults" $(ARGS)
 
+test-slow: $(READY) ## What is marked slow
+	$(BIN)/python -m pytest -n 2 -m "slow and not network and not faults" $(ARGS)
+
 test-all: $(READY) ## The whole test suite, slow tests too
 	$(BIN)/python -m pytest -n 2 -m "not network" $(ARGS)
 

@@ -9,6 +9,8 @@ import pytest
 
 pytest_plugins = ["run_folders", "browser"]
 
+LONGEST = ("test_notebooks.py", "test_kills.py", "test_experiments.py", "test_resume.py")
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -16,8 +18,10 @@ os.environ["MPLBACKEND"] = "Agg"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run, with the reason."""
+    """Begin with what takes longest, so that workers end together; skip what cannot run here, with the reason."""
     import torch
+
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
     if not torch.cuda.is_available():
         for item in items:

@@ -271,7 +271,7 @@ def measured(folder: Path, probe: str) -> dict[tuple[str, str, str], float]:
 
 def test_raw_images_to_measurements_without_a_store(command: Run) -> None:
     """The whole road streamed: nothing stored, and for the SGD probe nothing fused is held either."""
-    arguments = ["data.limit=27", "fusion.dim=96", "extraction.progress=false", "logger=none"]
+    arguments = ["data.limit=18", "fusion.dim=96", "extraction.progress=false", "logger=none"]
     probes = ["probe=[zero_shot,sgd_probe]", "probe.sgd_probe.epochs=2", "probe.sgd_probe.modalities=[image]"]
     stored = command(*arguments, *probes, "name=stored")
     streamed = command(*arguments, *probes, "store=none", "name=streamed")
@@ -287,7 +287,7 @@ def test_raw_images_to_measurements_without_a_store(command: Run) -> None:
 def test_a_run_leaves_what_its_tracker_keeps(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalStore(tmp_path / "store")
     monkeypatch.setenv("KROSSFUSE_STORE", store.where)
-    toy = ("data=openmoji", "data.limit=24", "fusion.dim=280", "fusion.alignment=exact", "probe=[zero_shot]")
+    toy = ("data=openmoji", "data.limit=10", "fusion.dim=280", "fusion.alignment=exact", "probe=[zero_shot]")
     folder = command("logger=wandb", "logger.keep=[fusion,embeddings,model]", *toy)
 
     logged = {r.artifact.type: r.artifact for r in wandb_records(folder) if r.HasField("artifact")}
@@ -296,7 +296,7 @@ def test_a_run_leaves_what_its_tracker_keeps(command: Run, tmp_path: Path, monke
     assert {key for roles in features["fusion"].values() for key in roles.values()} == {e.name for e in store.entries()}
     assert {content.path for content in logged["model"].manifest.contents} >= {"config.json", "fusion.safetensors"}
 
-    data, part = OpenMoji(limit=24), Part("test", "text")
+    data, part = OpenMoji(limit=10), Part("test", "text")
     kept = EmbeddingsFile(path=folder / "artifacts" / "embeddings.safetensors").bundle()[part]["cross_modal"]
     model = FusedEncoder.from_pretrained(folder / "artifacts" / "model")
     assert torch.allclose(model.encode_text(list(data.items(part))), kept, atol=1e-6)

@@ -3,7 +3,7 @@
 Given the scale a and the dither V, a coordinate's integer M says that the decoded value a·(w·M + o + V) is the nearest
 to x + error, so with a prior N(0, s²) for the values the ideal model of M is a normal of mean −(V + o)/w and standard
 deviation s/(a·w), quantised to integers. For Z1 its rate goes to 0 with s/σ, where the entropy of M alone never falls
-below a bit. s is the root mean square of the update, a float32 of the message. Where a cell is no box (D_n, E8) the
+below a bit. s is a part of the message (:mod:`krossfuse.privacy.widths`). Where a cell is no box (D_n, E8) the
 model is a little wider; a coset is told by which of the two has a point nearer to −V. Tries are coded by their
 geometric law. Only operations that IEEE 754 rounds in one way come before the coder's own.
 
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import constriction
 import numpy as np
-from numpy.typing import NDArray
 
 from krossfuse.core.errors import ConfigError
 from krossfuse.privacy.lattices import Floats, Integers, Lattice, squared_norm
@@ -36,21 +35,14 @@ class Alphabet:
     """What the decoder must know before it can read.
 
     Attributes:
-        rms: s, the prior's standard deviation, a float32.
         low: the smallest integer of any coordinate.
         high: the largest.
         most_tries: the largest number of tries.
     """
 
-    rms: float
     low: int
     high: int
     most_tries: int = 1
-
-
-def root_mean_square(x: NDArray) -> float:
-    """Return the rms of an update as a float32: the prior width that both sides use."""
-    return float(np.float32(np.sqrt(np.mean(np.square(x, dtype=np.float64))))) if len(x) else 0.0
 
 
 def alphabet_of(tries: Integers, index: Integers, lattice: Lattice, rms: float) -> Alphabet:
@@ -66,7 +58,7 @@ def alphabet_of(tries: Integers, index: Integers, lattice: Lattice, rms: float) 
             f"the update (rms {rms:.3g}) spans {high - low + 1} quantiser steps, more than {MOST_SYMBOLS}: it is too "
             "large for this noise; clip it, raise sigma, or send it by mechanism 'none'"
         )
-    return Alphabet(rms, low, high, int(tries.max(initial=1)))
+    return Alphabet(low, high, int(tries.max(initial=1)))
 
 
 def write_tries(encoder: constriction.stream.queue.RangeEncoder, tries: Integers, lattice: Lattice, most: int) -> None:
@@ -98,16 +90,17 @@ def write_points(
     scale: Floats,
     dither: Floats,
     alphabet: Alphabet,
+    widths: Floats,
 ) -> None:
-    """Append the points."""
+    """Append the points; ``widths`` are s of the (m,) blocks, or (1,) of all."""
     if index.shape[0] > lattice.dim:
         model = constriction.stream.model.Bernoulli(perfect=False)
-        encoder.encode(np.ascontiguousarray(index[0]), model, _second_coset(lattice, scale, dither, alphabet.rms))
+        encoder.encode(np.ascontiguousarray(index[0]), model, _second_coset(lattice, scale, dither, widths))
     if alphabet.low == alphabet.high:
         return
     family = constriction.stream.model.QuantizedGaussian(alphabet.low, alphabet.high)
     for coordinate in range(lattice.dim):
-        means, stds = _normal(index, coordinate, lattice, scale, dither, alphabet.rms)
+        means, stds = _normal(index, coordinate, lattice, scale, dither, widths)
         encoder.encode(np.ascontiguousarray(index[index.shape[0] - lattice.dim + coordinate]), family, means, stds)
 
 
@@ -117,6 +110,7 @@ def read_points(
     scale: Floats,
     dither: Floats,
     alphabet: Alphabet,
+    widths: Floats,
 ) -> Integers:
     """Return the points of :func:`write_points`."""
     m = len(scale)
@@ -124,23 +118,23 @@ def read_points(
     index = np.full((lattice.index_rows, m), alphabet.low, np.int32)
     if first:
         model = constriction.stream.model.Bernoulli(perfect=False)
-        index[0] = decoder.decode(model, _second_coset(lattice, scale, dither, alphabet.rms))
+        index[0] = decoder.decode(model, _second_coset(lattice, scale, dither, widths))
     if alphabet.low == alphabet.high:
         return index
     family = constriction.stream.model.QuantizedGaussian(alphabet.low, alphabet.high)
     for coordinate in range(lattice.dim):
-        means, stds = _normal(index, coordinate, lattice, scale, dither, alphabet.rms)
+        means, stds = _normal(index, coordinate, lattice, scale, dither, widths)
         index[first + coordinate] = decoder.decode(family, means, stds)
     return index
 
 
 def _normal(
-    index: Integers, coordinate: int, lattice: Lattice, scale: Floats, dither: Floats, rms: float
+    index: Integers, coordinate: int, lattice: Lattice, scale: Floats, dither: Floats, widths: Floats
 ) -> tuple[Floats, Floats]:
     """Return the (m,) means and standard deviations of a coordinate's integers."""
     width, offset = lattice.grid_line(index, coordinate)
     means = -(dither[coordinate] + offset)
-    stds = rms / scale
+    stds = widths / scale
     if lattice.even:
         stds = np.sqrt(stds * stds + _CELL_STD**2)
     if width != 1.0:
@@ -149,10 +143,10 @@ def _normal(
     return means, np.clip(stds, _LEAST_STD, _MOST_STD, out=stds)
 
 
-def _second_coset(lattice: Lattice, scale: Floats, dither: Floats, rms: float) -> Floats:
+def _second_coset(lattice: Lattice, scale: Floats, dither: Floats, widths: Floats) -> Floats:
     """Return the (m,) probabilities that a block's point is in the second of two cosets."""
     first, second = (squared_norm(lattice.nearest_in_coset(-dither, coset) + dither) for coset in (0, 1))
-    stds = rms / scale
+    stds = widths / scale
     t = (first - second) / (2 * (stds * stds + _COSET_STD**2))
     return np.clip(0.5 + 0.5 * t / np.sqrt(1 + t * t), 1e-6, 1 - 1e-6)
 

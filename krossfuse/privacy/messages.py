@@ -16,7 +16,7 @@ from krossfuse.core.errors import DataError
 from krossfuse.privacy.keys import Key
 
 MAGIC = b"KF"
-VERSION = 1
+VERSION = 2
 TAG_BYTES = 8
 
 

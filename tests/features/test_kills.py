@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-KILLS = int(os.environ.get("KROSSFUSE_KILLS", "3"))
+KILLS = int(os.environ.get("KROSSFUSE_KILLS", "2"))
 """3 in ``make test``; 100 in ``make test-faults``."""
 
 

@@ -276,7 +276,7 @@ def test_a_bad_message_never_reaches_the_mean():
         if client == 3:
             return b"\xff" * 50
         if client == 4:
-            return message[:2] + b"\x02" + message[3:]
+            return message[:2] + b"\x09" + message[3:]
         return message
 
     attacked = federation(mechanism, rounds=2, extra={"transport": attacker})

@@ -105,8 +105,13 @@ def fitted() -> Callable[[str], FusionMethod]:
     return make
 
 
-def rows() -> list[Any]:
-    return [pytest.param(name, m, id=f"{name}-{m}") for name, make in MAKE.items() for m in make().modalities]
+def rows(*, slow: bool = False) -> list[Any]:
+    """Every method on every side; with ``slow`` the text side, whose form is the image side's, is marked so."""
+    sides = [(name, m) for name, make in MAKE.items() for m in make().modalities]
+    return [
+        pytest.param(name, m, id=f"{name}-{m}", marks=pytest.mark.slow if slow and (name, "image") in sides[:i] else ())
+        for i, (name, m) in enumerate(sides)
+    ]
 
 
 def farthest(method: FusionMethod, modality: Modality, run: Callable[..., torch.Tensor]) -> float:
@@ -124,7 +129,7 @@ def farthest(method: FusionMethod, modality: Modality, run: Callable[..., torch.
 OLD = torch.__version__.startswith("2.6.")
 
 
-@pytest.mark.parametrize(("name", "modality"), rows())
+@pytest.mark.parametrize(("name", "modality"), rows(slow=True))
 def test_torch_export(name: str, modality: Modality, fitted: Callable[[str], FusionMethod], tmp_path: Path) -> None:
     if OLD and name == "sketch tensor_sketch":
         pytest.skip("torch 2.6 does not export Fourier transforms")
@@ -134,7 +139,7 @@ def test_torch_export(name: str, modality: Modality, fitted: Callable[[str], Fus
 
 
 @pytest.mark.skipif(OLD, reason="torch 2.6 does not trace context managers of contextlib")
-@pytest.mark.parametrize(("name", "modality"), rows())
+@pytest.mark.parametrize(("name", "modality"), rows(slow=True))
 def test_one_compiled_graph(name: str, modality: Modality, fitted: Callable[[str], FusionMethod]) -> None:
     torch._dynamo.reset()
     assert farthest(fitted(name), modality, compiled(fitted(name), modality, backend="aot_eager")) <= TOLERANCE

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from numpy.typing import NDArray
 
 from krossfuse.core.errors import ConfigError
-from krossfuse.privacy.coding import root_mean_square
 from krossfuse.privacy.keys import Key
 from krossfuse.privacy.lattices import Lattice, choose_lattice, find_lattice, lattice_of_code
 from krossfuse.privacy.mechanism import Mechanism, Noise, Update
 from krossfuse.privacy.mechanisms.points import read_quantised, write_quantised
 from krossfuse.privacy.messages import Header, MessageError, Reader
 from krossfuse.privacy.quantizer import Law, Quantiser
+from krossfuse.privacy.widths import effective_width
 
 AUTO = "auto"
+Z1_SCALE = 2 * math.sqrt(8 / math.pi)
+"""Mean of the quantiser's scale a = 2σ√r on Z1, r of the χ² law with 3 degrees of freedom, in σ."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Cepam(Mechanism):
     Attributes:
         sigma: standard deviation of one client's noise; Laplace noise has scale b = sigma/√2.
         law: ``gaussian`` or ``laplace``.
-        lattice: a lattice's name, or ``auto``: E8 for updates of rms above 0.85·sigma, Z1 below (always for Laplace).
+        lattice: a lattice's name, or ``auto``: E8 for updates of effective width above 0.85·sigma, Z1 below (always
+            for Laplace).
             The choice depends on the update but the error's law does not depend on the choice.
 
     Raises:
@@ -56,15 +60,16 @@ class Cepam(Mechanism):
         return self.sigma
 
     def _write(self, update: Update, key: Key) -> tuple[Lattice | None, bytes]:
-        rms = root_mean_square(update)
-        lattice = self._lattice(rms)
+        lattice = self._lattice(update)
         quantised = Quantiser(self.law, self.sigma, lattice).encode(update, key)
-        return lattice, write_quantised(quantised, lattice, rms)
+        return lattice, write_quantised(quantised, lattice, update)
 
-    def _lattice(self, rms: float) -> Lattice:
+    def _lattice(self, update: Update) -> Lattice:
         if self.lattice != AUTO:
             return find_lattice(self.lattice)
-        return choose_lattice(rms, self.sigma) if self.law == "gaussian" else find_lattice("Z1")
+        if self.law == "laplace":
+            return find_lattice("Z1")
+        return choose_lattice(effective_width(update, Z1_SCALE * self.sigma), self.sigma)
 
     def _read(self, reader: Reader, header: Header, key: Key) -> NDArray:
         lattice = lattice_of_code(header.lattice)

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krossfuse.core.errors import check_positive
-from krossfuse.privacy.coding import root_mean_square
 from krossfuse.privacy.keys import Key
 from krossfuse.privacy.lattices import Floats, Integers, Lattice, find_lattice
 from krossfuse.privacy.mechanism import Mechanism, Noise, Update
@@ -106,7 +105,7 @@ def write_dithered(values: NDArray, step: float, key: Key) -> tuple[Lattice, byt
     dither = _dither(tries, key)
     points, cosets = lattice.nearest(values[None].astype(np.float64) / step - dither)
     quantised = Quantised(np.full(len(values), step), dither, tries, lattice.index(points, cosets))
-    return lattice, write_quantised(quantised, lattice, root_mean_square(values))
+    return lattice, write_quantised(quantised, lattice, values)
 
 
 def read_dithered(reader: Reader, header: Header, step: float, key: Key) -> Floats:
