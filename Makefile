@@ -10,7 +10,7 @@ OUT    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-faults test-lowest test-extras test-flower lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower bench-search bench-sweep test-launchers wheel lock clean
+.PHONY: help setup run test test-slow test-all test-faults test-lowest test-extras test-flower lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower bench-search bench-sweep test-launchers wheel lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
