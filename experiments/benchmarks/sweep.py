@@ -1,9 +1,9 @@
 """What a sweep costs beside fusing and probing: imports, composing, and what every cached point adds.
 
-python -m experiments.benchmarks.sweep [--out FILE] [--points N] [--logger wandb]
+python -m experiments.benchmarks.sweep [--out FILE] [--points N] [--logger wandb] [--runs 10000]
 
 The points are of made embeddings (cached, small), so that what is measured is the overhead; fusing and probing are
-timed inside and subtracted.
+timed inside and subtracted. Then the report of a made sweep of ``--runs`` runs (:mod:`experiments.benchmarks.report`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from experiments.benchmarks import report
 
 IMPORTS = "import krossfuse.app.job, krossfuse.app.fuse_and_probe"
 
@@ -115,11 +117,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the JSON")
     parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--logger", default="wandb", choices=["wandb", "csv", "none"])
+    parser.add_argument("--runs", type=int, default=report.RUNS, help="of the report that is measured; 0: none")
     options = parser.parse_args()
-    if options.points < 2:
-        parser.error("--points must be 2 or more")
+    if options.points < 2 or options.runs < 0:
+        parser.error("--points must be 2 or more, and --runs 0 or more")
     os.environ.setdefault("WANDB_SILENT", "true")
-    result = measure(options.points, options.logger)
+    result: dict[str, float | None] = {**measure(options.points, options.logger)}
+    if options.runs:
+        result |= report.measure(options.runs)
     print(json.dumps(result, indent=1))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
