@@ -6,11 +6,13 @@ READY  := $(VENV)/.ready
 LOWEST := .venv-lowest
 EXTRAS := .venv-extras
 FLOWER := .venv-flower
+DOCS   := .venv-docs
+JUDGES := .venv-evaluators
 OUT    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-all test-faults test-lowest test-extras test-flower lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower bench-search bench-sweep test-launchers wheel lock clean
+.PHONY: help setup run test test-slow test-all test-faults test-lowest test-extras test-flower test-evaluators docs test-docs lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower bench-search bench-sweep test-launchers wheel lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -76,6 +78,22 @@ test-flower: $(FLOWER)/.ready ## Federations over Flower, in .venv-flower: in on
 	$(FLOWER)/bin/python -m pytest $(ARGS) tests/flower
 	$(FLOWER)/bin/python -m pytest -q -k flower $(ARGS) tests/faults
 
+$(JUDGES)/.ready: pyproject.toml requirements-evaluators.lock
+	$(call install,$(JUDGES),requirements-evaluators.lock)
+
+test-evaluators: $(JUDGES)/.ready ## Others' suites (mteb, CLIP_benchmark) evaluate a fused encoder, in .venv-evaluators
+	$(JUDGES)/bin/python -m pytest -n 0 tests/evaluators $(ARGS)
+
+# The site reads the package's files and imports none of them: its lock holds what builds it, and nothing else.
+$(DOCS)/.ready: pyproject.toml requirements-docs.lock
+	$(call install,$(DOCS),requirements-docs.lock)
+
+docs: $(DOCS)/.ready ## Build the documentation site in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+
+test-docs: docs $(READY) ## The site in a browser, and every tutorial followed block by block
+	$(BIN)/python -m pytest -n 2 tests/docs $(ARGS)
+
 lint: $(READY) ## ruff (lint and format), mypy --strict, and the rooms: which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -124,7 +142,8 @@ test-launchers: $(LAUNCHERS)/.ready ## Sweeps under joblib, submitit and Ray, in
 wheel: $(READY) ## Build dist/krossfuse-*.whl, configuration included
 	$(BIN)/python -m build --wheel --no-isolation
 
-PINS := --quiet --universal --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+PINNED := --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+PINS   := $(PINNED) --group dev
 
 lock: ## Resolve the lock files anew (pins only)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -132,11 +151,14 @@ lock: ## Resolve the lock files anew (pins only)
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --output-file requirements.lock
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --constraint requirements.lock --output-file requirements-extras.lock \
 	  --extra faiss --extra mlflow --extra tensorboard --extra onnx --extra parquet --extra optuna
+	$(BIN)/uv pip compile --group docs $(PINNED) --upgrade --output-file requirements-docs.lock
 	cp requirements.lock requirements-flower.lock  # the same versions wherever Flower admits them
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --output-file requirements-flower.lock --extra flower
+	cp requirements.lock requirements-evaluators.lock  # an older NumPy, for CLIP_benchmark's sake
+	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade-package numpy --output-file requirements-evaluators.lock --extra mteb --extra clip-benchmark
 	cp requirements.lock requirements-ray.lock
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade-package joblib --upgrade-package cloudpickle --output-file requirements-ray.lock --extra ray
 
 clean: ## Remove the virtual environment, run folders, caches and build output (the feature store stays)
-	rm -rf $(VENV) $(LOWEST) $(EXTRAS) $(FLOWER) $(LAUNCHERS) runs bench build dist wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(EXTRAS) $(FLOWER) $(LAUNCHERS) $(DOCS) $(JUDGES) runs bench build dist site wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -199,7 +199,8 @@ class OpenMoji(BaseDataModule):
         limit: at most so many items a split, taken from the groups in turn (toy runs); None = all. Classes left
             without an item in one of the splits become unlabelled.
         folds: test all items of the three splits, in so many folds (:func:`assign_folds`); None = the splits.
-        batch_size, num_workers: see :class:`~krossfuse.data.module.BaseDataModule`.
+        batch_size: items in a batch of :class:`~krossfuse.data.module.BaseDataModule`.
+        num_workers: of its loaders; None = one less than the cores.
 
     Raises:
         ConfigError: a bad value.

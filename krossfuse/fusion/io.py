@@ -127,7 +127,7 @@ def load_fusion(path: Path | str, *, device: torch.device | str = "cpu", plugins
     method.to(DTYPES[metadata["dtype"]])
     try:
         missing, unexpected = method.load_state_dict(tensors, strict=False, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # of tensors; of what a method keeps as JSON beside them
         raise StoreError(f"fusion file {str(path)!r} does not fit its configuration: {error}") from None
     if missing or unexpected:
         raise StoreError(f"fusion file {str(path)!r} does not fit its class: without {missing}, beside {unexpected}")

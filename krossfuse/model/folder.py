@@ -149,6 +149,8 @@ def read_model(
     folder, plugins = folder.expanduser().resolve(), list(plugins)
     config = read_config(folder)
     different = _altered(folder, config)
+    if different and check:  # before anything is made of what the files hold
+        raise _differs(folder, different)
     pair = _pair(config, folder, plugins, dict(encoders or {}))
     fusion = load_fusion(folder / FUSION, plugins=plugins)
     newer, other = _other_fingerprints(config, pair)
