@@ -27,6 +27,7 @@ from krossfuse.core.errors import (
     check_choice,
     check_positive,
 )
+from krossfuse.core.heap import kept_heap
 from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.logs import quieter
 from krossfuse.core.parts import CROSS_MODAL, Part
@@ -34,6 +35,7 @@ from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import EncoderModule
 from krossfuse.encoders.pair import Pair
+from krossfuse.features.entry import DTYPES
 from krossfuse.features.folds import Fold, fold_sizes, folds_of
 from krossfuse.features.source import Extraction, FeatureSource, feature_source
 from krossfuse.fusion.base import FusionMethod, InputSpec
@@ -51,6 +53,9 @@ log = logging.getLogger(__name__)
 
 NOMINAL_DIM = 64
 """Dimension that stands for an encoder's own while a configuration is checked and no encoder is loaded yet."""
+
+PRECISIONS = {"float32": "32-true", "float16": "16-mixed", "bfloat16": "bf16-mixed"}
+"""By ``extraction.dtype``, Lightning's name of the precision that encoders run in (autocast, where it is half)."""
 
 FEATURE_KEYS = ("data", "pair", "store", "trainer", "extraction")
 """Top keys of the configuration that decide the features."""
@@ -82,7 +87,7 @@ class FuseAndProbe(Kind):
 
     keys: ClassVar[Mapping[str | None, tuple[str, ...]]] = {
         None: ("extraction", "fuse", "save_fusion", "figures", "pair", "data", "store", "fusion", "probe"),
-        "extraction": ("batch_size", "progress"),
+        "extraction": ("batch_size", "progress", "dtype", "store_dtype", "keep_heap"),
         "fuse": ("label_set", "block_rows", "memory_limit", "stream"),
         "figures": ("label_set", "max_items"),
     }
@@ -97,6 +102,7 @@ class FuseAndProbe(Kind):
         flags = {
             "save_fusion": cfg["save_fusion"],
             "extraction.progress": cfg["extraction"]["progress"],
+            "extraction.keep_heap": cfg["extraction"]["keep_heap"],
             "fuse.stream": cfg["fuse"]["stream"],
         }
         for flag, value in flags.items():
@@ -175,6 +181,10 @@ class FuseAndProbe(Kind):
 
     def run(self, built: Job, session: Session) -> None:
         """Features, fusion, probes, records."""
+        with kept_heap(built.cfg["extraction"]["keep_heap"]):
+            self._run(built, session)
+
+    def _run(self, built: Job, session: Session) -> None:
         cfg, label = built.cfg, session.label
         self.check_data(built)
         start = time.perf_counter()
@@ -222,13 +232,25 @@ def make_source(cfg: Plain, trainers: TrainerFactory) -> FeatureSource:
     Raises:
         ConfigError: a value is impossible, or data and pair do not go together.
     """
+    options = cfg["extraction"]
+    check_choice("extraction.store_dtype", options["store_dtype"], DTYPES)
+    if options["dtype"] is not None:
+        precision = PRECISIONS[check_choice("extraction.dtype", options["dtype"], PRECISIONS)]
+        if not cfg["store"]:
+            raise ConfigError(
+                f"extraction.dtype={options['dtype']} is for features that are stored, and store=none keeps none; "
+                f"choose store=local, or trainer.precision={precision} for encoders and fusion alike"
+            )
+        trainers = trainers.having(precision=precision)
     return feature_source(
         make(cfg["data"], "data"),
         make(cfg["pair"], "pair") if cfg["pair"] else None,
         make(cfg["store"], "store") if cfg["store"] else None,
         trainers,
-        batch_size=cfg["extraction"]["batch_size"],
-        progress=cfg["extraction"]["progress"],
+        batch_size=options["batch_size"],
+        dtype=options["store_dtype"],
+        progress=options["progress"],
+        keep_heap=options["keep_heap"],
     )
 
 

@@ -169,7 +169,7 @@ def _print(store: FeatureStore, entries: Sequence[Entry], title: str) -> None:
         table.add_row(
             *(_literal(about.get(name, "")) for name in ("dataset", "part", "encoder")),
             f"{entry.done}/{entry.rows}, partial" if entry.partial else str(entry.rows),
-            f"{entry.dim}" + (" half" if entry.dtype == "float16" else ""),
+            str(entry.dim) if entry.dtype == "float32" else f"{entry.dim} {entry.dtype}",
             _bytes(entry.size),
             _age(time.time() - entry.created),
             entry.name[:12],

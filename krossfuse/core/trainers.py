@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from krossfuse.core.errors import ConfigError, did_you_mean
+from krossfuse.core.errors import ConfigError, check_choice, did_you_mean
 from krossfuse.core.logs import quieter
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FIXED: dict[str, Any] = {"enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False}
 """What every Trainer has in common, unless the caller says otherwise."""
 
+MATMUL = "float32_matmul_precision"
+"""An option of ours among the Trainer's: ``torch.set_float32_matmul_precision``, and convolutions on a GPU with it."""
+
 
 class TrainerFactory:
     """Makes every Trainer of a run from the user's options (``trainer=``) and the run's tracker (``logger=``).
@@ -27,7 +30,9 @@ class TrainerFactory:
     Lightning is imported by the first Trainer, not before.
 
     Args:
-        options: keyword arguments of ``pytorch_lightning.Trainer``: accelerator, devices, precision, ...
+        options: keyword arguments of ``pytorch_lightning.Trainer``: accelerator, devices, precision, ...; and
+            ``float32_matmul_precision``: ``highest`` (float32), ``high`` (TF32) or ``medium`` (bfloat16) inside the
+            matrix products and, on a GPU, the convolutions of float32 tensors. Without it PyTorch's settings stay.
         logger: gives the Lightning logger of the open tracker run, or False; asked when something is trained.
     """
 
@@ -65,10 +70,12 @@ class TrainerFactory:
         from pytorch_lightning import Trainer
 
         known = inspect.signature(Trainer.__init__).parameters
-        for name in self.options:
+        options = {name: value for name, value in self.options.items() if name != MATMUL}
+        for name in options:
             if name not in known:
-                raise ConfigError(f"trainer has no option {name!r}{did_you_mean(name, known)}")
-        every = {**FIXED, **self.options, "logger": self._logger() if log and self._logger else False, **fixed}
+                raise ConfigError(f"trainer has no option {name!r}{did_you_mean(name, [*known, MATMUL])}")
+        self._set_matmul()
+        every = {**FIXED, **options, "logger": self._logger() if log and self._logger else False, **fixed}
         every["callbacks"] = [*(self.options.get("callbacks") or []), *callbacks]
         if one_device:
             chosen = self.options.get("devices", 1)
@@ -79,6 +86,20 @@ class TrainerFactory:
                 return Trainer(**every)
         except Exception as error:  # Lightning's own MisconfigurationException is a plain Exception
             raise ConfigError(f"trainer={self.options}: {error}") from error
+
+    def having(self, **options: Any) -> TrainerFactory:
+        """Return a factory with some options changed."""
+        return TrainerFactory({**self.options, **options}, logger=self._logger)
+
+    def _set_matmul(self) -> None:
+        chosen = self.options.get(MATMUL)
+        if chosen is None:
+            return
+        import torch
+
+        check_choice(f"trainer.{MATMUL}", chosen, ("highest", "high", "medium"))
+        torch.set_float32_matmul_precision(chosen)
+        torch.backends.cudnn.allow_tf32 = chosen != "highest"
 
     def log_curve(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Log (step, values by name) of a training without a Trainer to the run's tracker, if there is one."""

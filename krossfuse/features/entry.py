@@ -10,7 +10,7 @@ from typing import Any
 from krossfuse.core.errors import StoreError, check_choice, check_positive
 from krossfuse.features.keys import FeatureKey, plain
 
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "bfloat16")
 DATA, RECORD = "features.npy", "entry.json"
 FORMAT = 1
 """Version of what an entry is made of. Another one is refused, since it might mean something else."""
@@ -34,7 +34,7 @@ class Entry:
         where: the place, for messages: a folder or a URL.
         rows: number of items.
         dim: dimension of the features.
-        dtype: ``float32`` or ``float16``.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
         done: rows written; less than ``rows`` in a partial entry.
         size: bytes stored.
         created: seconds since the epoch when it was finished (of a partial entry: begun).

@@ -22,6 +22,7 @@ from torch import Tensor
 from krossfuse.core import errors
 from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError, KrossFuseError, check_choice, check_positive
+from krossfuse.core.heap import kept_heap
 from krossfuse.core.lightning import pl
 from krossfuse.core.parts import Modality, Part
 from krossfuse.core.processes import EndWithParent, end_with_parent
@@ -50,6 +51,7 @@ def extract(
     batch_size: int | None = None,
     dtype: str = "float32",
     progress: bool = True,
+    keep_heap: bool = True,
 ) -> FeatureBundle:
     """Return the features of all parts of ``data`` under all encoders of ``pair``; compute what the store lacks.
 
@@ -65,8 +67,9 @@ def extract(
         trainer: keyword arguments of ``pytorch_lightning.Trainer``: accelerator, devices, precision, ... On several
             devices each process writes its own rows.
         batch_size: items a batch; None = the dataset's own.
-        dtype: of the stored features, ``float32`` or ``float16``.
+        dtype: of the stored features, ``float32``, ``float16`` or ``bfloat16``.
         progress: whether to show a progress bar.
+        keep_heap: keep freed memory for the next batch (:func:`krossfuse.core.heap.kept_heap`).
 
     Returns:
         The features, memory-mapped.
@@ -88,7 +91,8 @@ def extract(
             # Another job may have computed them while this one waited.
             _, lacking = _read(store, lacking)
             if lacking:
-                _compute(data, pair, store, lacking, make_trainer, together, dtype, progress)
+                with kept_heap(keep_heap):
+                    _compute(data, pair, store, lacking, make_trainer, together, dtype, progress)
         features, lacking = _read(store, keys)
     encoders = {
         role: {"name": encoder.name, "fingerprint": {m: dict(encoder.fingerprint(m)) for m in encoder.modalities}}
@@ -102,7 +106,7 @@ def keys_for(
 ) -> tuple[Keys, Together]:
     """Return the keys of the features that :func:`extract` returns under the same options, and its blocks."""
     together = Together(trainers.device.type != "cpu", batch_size)
-    precision = str(trainers.options.get("precision") or "32-true")
+    precision = str(trainers.options.get("precision") or "32-true")  # float32_matmul_precision is set: see device
     return feature_keys(data, pair, dtype=dtype, precision=precision, together=together), together
 
 

@@ -23,9 +23,14 @@ def state_of(path: Path) -> State:
     return str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
+def array_dtype(dtype: str) -> np.dtype[Any]:
+    """Return the dtype of the array that holds features of ``dtype``: bfloat16, which NumPy lacks, lies in int16."""
+    return np.dtype("int16" if dtype == "bfloat16" else dtype)
+
+
 def write_header(file: IO[bytes], shape: tuple[int, int], dtype: str) -> int:
     """Write the header of an ``.npy`` file; return where the data begin."""
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    descr = np.lib.format.dtype_to_descr(array_dtype(dtype))
     np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
     return file.tell()
 
@@ -40,7 +45,7 @@ def check_header(file: IO[Any], shape: tuple[int, int], dtype: str) -> int:
     if version != (1, 0):
         raise ValueError(f".npy version {version} instead of (1, 0)")
     has_shape, fortran, has_dtype = np.lib.format.read_array_header_1_0(file)
-    if (has_shape, fortran, has_dtype) != (shape, False, np.dtype(dtype)):
+    if (has_shape, fortran, has_dtype) != (shape, False, array_dtype(dtype)):
         raise ValueError(f"it holds {has_shape} {has_dtype}, the record says {shape} {dtype}")
     return int(file.tell())
 
@@ -82,9 +87,14 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
 def memory_map(path: Path, shape: tuple[int, int], dtype: str, offset: int) -> Tensor:
     """Map a file into a tensor, copy-on-write: PyTorch gets a writable array, the file cannot change."""
     if not hasattr(mmap, "MAP_PRIVATE"):
-        return torch.from_numpy(np.load(path, mmap_mode="c"))
+        return _tensor(np.load(path, mmap_mode="c"), dtype)
     # Without MAP_NORESERVE Linux refuses a private map that is larger than the memory.
     flags = mmap.MAP_PRIVATE | (0x4000 if sys.platform == "linux" else 0)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    return torch.from_numpy(np.frombuffer(mapped, dtype=dtype, offset=offset).reshape(shape))
+    return _tensor(np.frombuffer(mapped, dtype=array_dtype(dtype), offset=offset).reshape(shape), dtype)
+
+
+def _tensor(array: np.ndarray, dtype: str) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

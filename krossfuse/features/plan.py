@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from krossfuse.core.blocks import blocks
 from krossfuse.core.parts import Modality
@@ -50,9 +52,13 @@ class Together:
         return self.batch_size if self.accelerator else SHARD
 
     @property
-    def ingredient(self) -> dict[str, int]:
-        """What the key of a feature has to say of it."""
-        return {"encoded_together": self.batch_size} if self.accelerator and self.batch_size != DEFAULT_BATCH else {}
+    def ingredient(self) -> dict[str, Any]:
+        """What the key of a feature has to say of it, and of an accelerator's own rounding of float32."""
+        if not self.accelerator:
+            return {}
+        convolutions = "tf32" if torch.backends.cudnn.allow_tf32 else "float32"
+        together = {} if self.batch_size == DEFAULT_BATCH else {"encoded_together": self.batch_size}
+        return {**together, "convolutions": convolutions}
 
     def batches(self, done: Iterable[np.ndarray], n: int, modality: Modality) -> list[tuple[int, ...]]:
         """Return the rows of each batch that is still to be encoded.

@@ -59,8 +59,9 @@ class Extraction:
         store: where features are kept; None = nowhere: the items can only be streamed.
         trainers: makes the Trainer that encodes.
         batch_size: items a batch; None = the dataset's own.
-        dtype: of the stored features, ``float32`` or ``float16``.
+        dtype: of the stored features, ``float32``, ``float16`` or ``bfloat16``.
         progress: whether to show a progress bar.
+        keep_heap: keep freed memory for the next batch (:func:`krossfuse.core.heap.kept_heap`).
     """
 
     data: BaseDataModule
@@ -70,6 +71,7 @@ class Extraction:
     batch_size: int | None = None
     dtype: str = "float32"
     progress: bool = True
+    keep_heap: bool = True
 
     @property
     def name(self) -> str:
@@ -112,6 +114,7 @@ class Extraction:
             batch_size=self.batch_size,
             dtype=self.dtype,
             progress=self.progress,
+            keep_heap=self.keep_heap,
         )
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from krossfuse.core.blocks import blocks
@@ -34,7 +35,16 @@ from krossfuse.core.errors import DataError, StoreError
 from krossfuse.core.files import sync, write_whole
 from krossfuse.features.entry import DATA, RECORD, make_record, record_text
 from krossfuse.features.keys import FeatureKey
-from krossfuse.features.npy import check_header, read_at, reserve, state_of, verified, write_at, write_header
+from krossfuse.features.npy import (
+    array_dtype,
+    check_header,
+    read_at,
+    reserve,
+    state_of,
+    verified,
+    write_at,
+    write_header,
+)
 
 try:
     import fcntl
@@ -58,7 +68,7 @@ def begin(folder: Path, key: FeatureKey, rows: int, dim: int, dtype: str, token:
     folder.mkdir(parents=True)
     with (folder / DATA).open("wb") as file:
         start = write_header(file, (rows, dim), dtype)
-        reserve(file, start + rows * dim * np.dtype(dtype).itemsize)
+        reserve(file, start + rows * dim * array_dtype(dtype).itemsize)
     with (folder / PROGRESS).open("wb") as file:
         reserve(file, 8 * rows)
     write_whole(folder / OWNER, token.encode())
@@ -118,7 +128,8 @@ class FeatureWriter:
         self._data = self._progress = -1
         self._record = json.loads((folder / RECORD).read_text("utf-8"))
         self.key = FeatureKey(self._record["key"], self._record["about"])
-        self.rows, self.dim, self._dtype = self._record["rows"], self._record["dim"], np.dtype(self._record["dtype"])
+        self.rows, self.dim, self._dtype = self._record["rows"], self._record["dim"], self._record["dtype"]
+        self._itemsize = array_dtype(self._dtype).itemsize
         self._synced = time.monotonic()
         try:
             self._progress = os.open(folder / PROGRESS, os.O_RDWR)
@@ -129,8 +140,8 @@ class FeatureWriter:
             self._data = os.open(folder / DATA, os.O_RDWR)
             with os.fdopen(os.dup(self._data), "rb") as file:
                 file.seek(0)
-                self._offset = check_header(file, (self.rows, self.dim), self._dtype.name)
-            if os.fstat(self._data).st_size != self._offset + self.rows * self.dim * self._dtype.itemsize:
+                self._offset = check_header(file, (self.rows, self.dim), self._dtype)
+            if os.fstat(self._data).st_size != self._offset + self.rows * self.dim * self._itemsize:
                 raise ValueError(f"{DATA} is truncated")
             if os.fstat(self._progress).st_size != 8 * self.rows:
                 raise ValueError(f"{PROGRESS} is truncated")
@@ -184,7 +195,7 @@ class FeatureWriter:
         self._check_owner()
         for run in np.split(np.arange(len(index)), np.flatnonzero(np.diff(index) != 1) + 1):
             start, block = int(index[run[0]]), values[run[0] : run[-1] + 1]
-            write_at(self._data, block.data.cast("B"), self._offset + start * self.dim * self._dtype.itemsize)
+            write_at(self._data, block.data.cast("B"), self._offset + start * self.dim * self._itemsize)
             write_at(self._progress, marks[run[0] : run[-1] + 1].data.cast("B"), 8 * start)
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             self._sync()
@@ -192,9 +203,9 @@ class FeatureWriter:
     def _stored(self, index: np.ndarray, features: Tensor) -> np.ndarray:
         """Return the features in the stored dtype, all finite."""
         given = features.detach().cpu()
-        with np.errstate(over="ignore"):  # what is out of range becomes infinite, and is refused below
-            values = given.float().numpy().astype(self._dtype, copy=False)
-        finite = np.isfinite(values).all(axis=1)
+        dtype: torch.dtype = getattr(torch, self._dtype)
+        stored = given.float().to(dtype)  # what is out of range becomes infinite, and is refused below
+        finite = stored.isfinite().all(dim=1).numpy()
         if not finite.all():
             bad = index[~finite]
             row = int(bad.min())
@@ -203,18 +214,18 @@ class FeatureWriter:
             if bool(of_row.isfinite().all()):
                 raise DataError(
                     f"{self.key}: the feature of row {row} holds {float(of_row.double().abs().max()):.3g}, and "
-                    f"{self._dtype} goes up to {np.finfo(self._dtype).max:.3g} {rows}; it is infinite as "
+                    f"{self._dtype} goes up to {torch.finfo(dtype).max:.3g} {rows}; it is infinite as "
                     f"{self._dtype}: store float32, or look at the encoder's weights"
                 )
             raise DataError(
                 f"{self.key}: the feature of row {row} is NaN or infinite {rows}; look at that item, or at the "
                 "encoder's weights and precision"
             )
-        return values
+        return (stored.view(torch.int16) if dtype == torch.bfloat16 else stored).numpy()
 
     def discard_damaged(self) -> None:
         """Mark as not written every row whose checksum does not fit (after a power cut, or a damaged file)."""
-        size = self.dim * self._dtype.itemsize
+        size = self.dim * self._itemsize
         for block, marks in _marks(self._progress, self.rows):
             damaged: list[int] = []
             for part in blocks(len(marks), _CHECK_ROWS):

@@ -7,18 +7,20 @@ A digest covers what can change a measurement, and nothing else. Left out are, k
 * ``name``, ``experiment``, ``hydra``: names of the run and of the study.
 * ``paths``, ``store``: where runs and stored features lie.
 * ``logger``, ``figures``, ``report``, ``save_fusion``: what is shown or kept of a run once it has been measured.
-* ``extraction``: how many items are encoded at a time, and whether a bar shows it; features do not depend on it.
+* ``extraction.batch_size``, ``extraction.progress``, ``extraction.keep_heap``: how many items are encoded at a time,
+  whether a bar shows it, and what becomes of freed memory; features do not depend on it. Its dtypes round on purpose.
 * ``fuse.block_rows``, ``fuse.memory_limit``, ``fuse.stream``: how many rows are fused at a time, and whether they lie
   in memory, in a file or nowhere.
 * ``trainer``: where Lightning works (accelerator, devices, strategy), what it prints and what it keeps. The same draws
   are used on every device, and rounding differs between devices no more than between versions of torch, which are in
-  no digest either. ``precision`` rounds on purpose and stays in, and so does every option of a Trainer that
-  :data:`OUTSIDE` does not name, for it may change a training.
+  no digest either. ``precision`` and ``float32_matmul_precision`` round on purpose and stay in, and so does
+  every option of a Trainer that :data:`OUTSIDE` does not name, for it may change a training.
 * ``data.batch_size``, ``data.num_workers``, ``data.download``, ``data.digest``, ``data.duplicates``: how the loader
   works, whether files may be fetched, how a changed file is noticed, and what is said of copies.
 * ``probe.*.block_rows``, ``probe.*.device``, ``probe.*.accelerator``, ``probe.*.checkpoint``: how many rows are probed
   at a time, where, and from which file a killed training goes on.
   (``sgd_probe.batch_size`` changes a training, and stays in.)
+* what :data:`DEFAULTS` names and is as it was before there was such an option: runs of then and now are one.
 * the other probes: a probe measures the same whichever others run beside it.
 """
 
@@ -35,13 +37,14 @@ if TYPE_CHECKING:
 
 OUTSIDE_DIGEST = frozenset(
     {
-        *("seed", "paths", "store", "logger", "hydra", "name", "experiment", "extraction", "figures", "report"),
+        *("seed", "paths", "store", "logger", "hydra", "name", "experiment", "figures", "report"),
         "save_fusion",
     }
 )
 """Top keys of the configuration that change no measurement."""
 
 OUTSIDE: dict[str, frozenset[str]] = {
+    "extraction": frozenset({"batch_size", "progress", "keep_heap"}),
     "fuse": frozenset({"block_rows", "memory_limit", "stream"}),
     "data": frozenset({"batch_size", "num_workers", "download", "digest", "duplicates"}),
     "probe": frozenset({"block_rows", "device", "accelerator", "checkpoint"}),
@@ -55,6 +58,12 @@ OUTSIDE: dict[str, frozenset[str]] = {
 }
 """By section, the keys in it (of each probe, for ``probe``) that change no measurement; the module says why."""
 
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "extraction": {"dtype": None, "store_dtype": "float32"},
+    "trainer": {"float32_matmul_precision": "highest"},
+}
+"""By section, options that came later, with the values that mean what was done before."""
 
 PLACES = frozenset({"path", "root", "name"})
 """Options of a dataset that say where it lies and what it is called."""
@@ -146,10 +155,19 @@ def _kept(config: Mapping[str, Any], *, seeds: bool) -> dict[str, Any]:
         if name == "probe" and isinstance(node, Mapping):
             kept[name] = {probe: _without(options, outside) for probe, options in node.items()}
         else:
-            kept[name] = _without(node, outside)
+            kept[name] = _without(node, outside | _unchanged(name, node))
+        if name == "extraction" and not kept[name]:
+            del kept[name]
+            continue
         if name != "data" and not seeds:
             kept[name] = _without_seeds(kept[name])
     return kept
+
+
+def _unchanged(section: str, node: Any) -> set[str]:
+    if not isinstance(node, Mapping):
+        return set()
+    return {name for name, value in DEFAULTS.get(section, {}).items() if name in node and node[name] == value}
 
 
 def _without(node: Any, keys: frozenset[str]) -> Any:

@@ -13,8 +13,11 @@ def test_benchmark_writes_its_figures(repository: Path, tmp_path: Path) -> None:
     """One repeat on the smallest split; how fast it is, is not a test."""
     out = tmp_path / "bench.json"
     module = "experiments.benchmarks.extraction"
-    command = [sys.executable, "-m", module, "--out", out, "--splits", "val", "--repeats", "1"]
+    few = ["--splits", "val", "--repeats", "1", "--search", "16", "--batches", "4", "8"]
+    command = [sys.executable, "-m", module, "--out", out, *few]
     subprocess.run(command, check=True, cwd=repository, timeout=500)
     result = json.loads(out.read_text())
-    assert result["ratio"] == pytest.approx(result["samples_per_second"] / result["bare_samples_per_second"])
+    assert result["ratio"] == pytest.approx(result["samples_per_second"] / result["best_bare_samples_per_second"])
+    assert len(result["searched"]) == 2 * 2 * 2 * 2
+    assert result["best_bare"] in [{k: w[k] for k in result["best_bare"]} for w in result["finalists"]]
     assert result["samples"] > 50

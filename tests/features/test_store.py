@@ -133,8 +133,24 @@ def test_wrong_shapes_and_rows(store: LocalStore) -> None:
             writer.finish()
     with pytest.raises(ConfigError, match="rows=0"):
         store.writer(key(), rows=0, dim=DIM)
-    with pytest.raises(ConfigError, match="bfloat16"):
-        store.writer(key(), rows=1, dim=DIM, dtype="bfloat16")
+    with pytest.raises(ConfigError, match="float64"):
+        store.writer(key(), rows=1, dim=DIM, dtype="float64")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_torch_s_own_rounding(store: LocalStore, dtype: str) -> None:
+    with store.lock([key()]), store.writer(key(), rows=ROWS, dim=DIM, dtype=dtype) as writer:
+        writer.write(range(ROWS), values())
+        with pytest.raises(DataError, match=f"{dtype} goes up to"):
+            writer.write([0], torch.full((1, DIM), 3.4e38))
+        writer.write(range(ROWS), values())
+        writer.finish()
+    half = getattr(torch, dtype)
+    assert store.read(key()).dtype == half
+    assert torch.equal(store.read(key()), values().to(half))
+    (entry,) = store.entries()
+    store.verify(entry, again=True)
+    assert entry.dtype == dtype
 
 
 def test_rows_in_any_order(store: LocalStore) -> None:

@@ -26,7 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -41,7 +40,7 @@ from krossfuse.features.entry import (
     unreadable,
 )
 from krossfuse.features.keys import FeatureKey
-from krossfuse.features.npy import check_header, memory_map, state_of, verified
+from krossfuse.features.npy import array_dtype, check_header, memory_map, state_of, verified
 from krossfuse.features.writer import FeatureWriter, begin, rows_done, take_over
 
 log = logging.getLogger(__name__)
@@ -109,7 +108,7 @@ class LocalStore:
             with path.open("rb") as file:
                 offset = check_header(file, (entry.rows, entry.dim), entry.dtype)
                 size = os.fstat(file.fileno()).st_size
-                expected = offset + entry.rows * entry.dim * np.dtype(entry.dtype).itemsize
+                expected = offset + entry.rows * entry.dim * array_dtype(entry.dtype).itemsize
                 if size != expected:
                     raise ValueError(f"{entry.data} has {size} bytes instead of {expected}")
                 state = state_of(path)
@@ -181,7 +180,7 @@ class LocalStore:
                 begin(folder, key, rows, dim, dtype, token)
                 writer = make(folder, token)
         except OSError as error:
-            size = rows * (dim * np.dtype(dtype).itemsize + 8)
+            size = rows * (dim * array_dtype(dtype).itemsize + 8)
             raise StoreError(
                 f"cannot write {size / 1e6:.1f} MB of features to the store {self.where!r}: {error}; free some "
                 "space, or set another folder (paths.store=...)"
