@@ -16,6 +16,7 @@ A digest covers what can change a measurement, and nothing else. Left out are, k
   :data:`OUTSIDE` does not name, for it may change a training.
 * ``data.batch_size``, ``data.num_workers``, ``data.download``, ``data.digest``, ``data.duplicates``: how the loader
   works, whether files may be fetched, how a changed file is noticed, and what is said of copies.
+* ``data.about``, ``data.expected``, and ``about`` of each encoder: licence, source, and what is checked.
 * ``probe.*.block_rows``, ``probe.*.device``, ``probe.*.accelerator``, ``probe.*.checkpoint``: how many rows are probed
   at a time, where, and from which file a killed training goes on.
   (``sgd_probe.batch_size`` changes a training, and stays in.)
@@ -43,7 +44,7 @@ OUTSIDE_DIGEST = frozenset(
 
 OUTSIDE: dict[str, frozenset[str]] = {
     "fuse": frozenset({"block_rows", "memory_limit", "stream"}),
-    "data": frozenset({"batch_size", "num_workers", "download", "digest", "duplicates"}),
+    "data": frozenset({"batch_size", "num_workers", "download", "digest", "duplicates", "about", "expected"}),
     "probe": frozenset({"block_rows", "device", "accelerator", "checkpoint"}),
     "trainer": frozenset(
         {
