@@ -24,7 +24,7 @@ Transform = Callable[[Any], Any]
 Collate = Callable[[list[Any]], Any]
 Rows = Sequence[int]
 
-ABOUT = ("licence", "source", "form", "place")
+ABOUT = ("licence", "source", "form", "place", "holds")
 """Keys of a data set's ``about``."""
 
 
@@ -43,8 +43,8 @@ class BaseDataModule(pl.LightningDataModule, ABC):
 
         expected: the published counts, by official split and of ``classes``; other ones are an error. None = any.
         about: what is to be known of the files: ``licence``, ``source`` (where they are got), ``form`` (where they
-            are got by asking, and how), ``place`` (what to put where, below ``root``). It is shown by ``krossfuse
-            list`` and in the error of files that are not there.
+            are got by asking, and how), ``place`` (what to put where), ``holds`` (what lies below ``root`` where the
+            set is there). It is shown by ``krossfuse list`` and in the error of files that are not there.
 
     Raises:
         ConfigError: a bad value.

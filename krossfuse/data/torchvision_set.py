@@ -130,6 +130,12 @@ class TorchvisionDataset(LabelledImages):
                 f"data.root: there is no folder {str(self.root)!r}; set data.root to torchvision's root of "
                 f"{self.dataset}, or data.download=true{self.way_out()}"
             )
+        holds = self.root / self.about.get("holds", "")
+        if not self.download and not holds.exists():
+            raise DataError(
+                f"torchvision cannot read {self.dataset} below {str(self.root)!r}: there is no {str(holds)!r}; "
+                f"set data.root to the folder that has it, or data.download=true{self.way_out()}"
+            )
 
     def read(self) -> Source:
         """Let torchvision list the set.

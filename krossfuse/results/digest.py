@@ -148,8 +148,10 @@ def _kept(config: Mapping[str, Any], *, seeds: bool) -> dict[str, Any]:
             kept[name] = {probe: _without(options, outside) for probe, options in node.items()}
         else:
             kept[name] = _without(node, outside)
+        if name == "pair":
+            kept[name] = _without_key(kept[name], "about")
         if name != "data" and not seeds:
-            kept[name] = _without_seeds(kept[name])
+            kept[name] = _without_key(kept[name], "seed")
     return kept
 
 
@@ -157,9 +159,10 @@ def _without(node: Any, keys: frozenset[str]) -> Any:
     return {name: child for name, child in node.items() if name not in keys} if isinstance(node, Mapping) else node
 
 
-def _without_seeds(node: Any) -> Any:
+def _without_key(node: Any, key: str) -> Any:
+    """Return a node without a key at any depth."""
     if isinstance(node, Mapping):
-        return {name: _without_seeds(child) for name, child in node.items() if name != "seed"}
+        return {name: _without_key(child, key) for name, child in node.items() if name != key}
     if isinstance(node, (list, tuple)):
-        return [_without_seeds(child) for child in node]
+        return [_without_key(child, key) for child in node]
     return node
