@@ -68,7 +68,7 @@ $(EXTRAS)/.ready: pyproject.toml requirements-extras.lock
 test-extras: $(EXTRAS)/.ready ## The tests of what needs an optional package, with all of these, in .venv-extras
 	$(EXTRAS)/bin/python -m pytest -n 2 -m "not slow and not network and not faults" tests/results/test_optional_trackers.py \
 	  tests/probes/test_graph.py tests/probes/test_label_free.py tests/fusion/test_export.py tests/model/test_commands.py \
-	  tests/app/test_search_sweep.py $(ARGS)
+	  tests/app/test_search_sweep.py tests/data/test_huggingface.py $(ARGS)
 
 # Flower wants older packages than everything else, so that it has a lock and an environment of its own.
 $(FLOWER)/.ready: pyproject.toml requirements-flower.lock
@@ -150,7 +150,7 @@ lock: ## Resolve the lock files anew (pins only)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --output-file requirements.lock
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --constraint requirements.lock --output-file requirements-extras.lock \
-	  --extra faiss --extra mlflow --extra tensorboard --extra onnx --extra parquet --extra optuna
+	  --extra faiss --extra mlflow --extra tensorboard --extra onnx --extra parquet --extra datasets --extra optuna
 	$(BIN)/uv pip compile --group docs $(PINNED) --upgrade --output-file requirements-docs.lock
 	cp requirements.lock requirements-flower.lock  # the same versions wherever Flower admits them
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --output-file requirements-flower.lock --extra flower

@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "krossfuse.report.command",
     "dashboard": "krossfuse.report.serve",
     "store": "krossfuse.app.store",
+    "list": "krossfuse.app.catalogue",
     "diagnose": "krossfuse.app.diagnose",
     "export": "krossfuse.app.export",
     "encode": "krossfuse.app.encode",

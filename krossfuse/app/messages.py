@@ -157,8 +157,8 @@ def _unreadable(error: BaseException, overrides: list[str]) -> str:
     why = [line.strip() for line in str(error).splitlines() if line.strip() and "https:" not in line][-1]
     return (
         f"cannot read the argument {bad!r} ({why}): every argument is key=value, without blanks around the sign "
-        "(in quotes where it holds brackets or blanks), or the first one is a command: report FOLDER, store, diagnose, "
-        "export, encode, index, search"
+        "(in quotes where it holds brackets or blanks), or the first one is a command: report FOLDER, list, store, "
+        "diagnose, export, encode, index, search"
     )
 
 

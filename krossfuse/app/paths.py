@@ -23,6 +23,9 @@ CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 
 USER_CONFIG = "KROSSFUSE_CONF"
 
+DATA = "KROSSFUSE_DATA"
+"""Variable that names the folder of data sets, each in a folder of its own."""
+
 
 def check_name(name: object) -> str:
     """Return the name of a run if it is a folder's.
@@ -35,7 +38,14 @@ def check_name(name: object) -> str:
     return name
 
 
+def data_folder(name: str) -> str | None:
+    """Return the folder of a data set below ``KROSSFUSE_DATA``; None where that is not set: then data.root= says it."""
+    above = os.environ.get(DATA)
+    return str(Path(above).expanduser() / name) if above else None
+
+
 OmegaConf.register_new_resolver("krossfuse_cache", cache_dir, replace=True)
+OmegaConf.register_new_resolver("krossfuse_data", data_folder, replace=True)
 # Where Hydra makes the run folder, which is before a job can look at its configuration.
 OmegaConf.register_new_resolver("krossfuse_name", check_name, replace=True)
 

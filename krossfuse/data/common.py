@@ -15,6 +15,7 @@ from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.files import check_regular
 from krossfuse.core.labels import DatasetInfo, LabelSet, Prompts
 from krossfuse.core.parts import SPLITS, TRAIN, Part
+from krossfuse.data.class_lists import class_list, is_list
 from krossfuse.data.folds import check_fold_of
 
 
@@ -72,15 +73,19 @@ def make_prompt_sets(
 def prompt_templates(prompts: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]]:
     """Return the lists of templates of a configuration, by prompt set.
 
+    ``list:NAME`` is a published list; a set that is null is left out.
+
     Raises:
         ConfigError: one is no list of texts with ``{}``; the message names it.
     """
-    for name, templates in (prompts or {}).items():
+    given = {name: of for name, of in (prompts or {}).items() if of is not None}
+    prompts = {name: class_list(str(of)).templates if is_list(of) else of for name, of in given.items()}
+    for name, templates in prompts.items():
         if isinstance(templates, str) or not isinstance(templates, Sequence):
             raise ConfigError(f"prompts.{name}={templates!r} must be a list of texts, as in [{str(templates)!r}]")
         if strange := [template for template in templates if not isinstance(template, str)]:
             raise ConfigError(f"prompts.{name}: {strange[0]!r} is no text; put it in quotes")
-    checked = {str(name): list(templates) for name, templates in (prompts or {}).items()}
+    checked = {str(name): list(templates) for name, templates in prompts.items()}
     make_prompt_sets(checked, ["any"])
     return checked
 
@@ -203,6 +208,45 @@ def required_path(key: str, value: str | None, what: str) -> Path:
     if not value:
         raise ConfigError(f"data.{key} is not set: give {what} as data.{key}=PATH")
     return Path(value).expanduser()
+
+
+def check_expected(expected: Mapping[str, int] | None) -> dict[str, int]:
+    """Return the published counts of a data set, as configured: by split, and of ``classes``.
+
+    Raises:
+        ConfigError: they are no counts.
+    """
+    if expected is not None and not isinstance(expected, Mapping):
+        raise ConfigError(f"data.expected={expected!r} must be counts as in {{train: 50000, classes: 10}}, or null")
+    for key, count in (expected or {}).items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ConfigError(f"data.expected.{key}={count!r} must be a positive integer, or data.expected=null")
+    return {str(key): count for key, count in (expected or {}).items()}
+
+
+def check_counts(name: str, expected: Mapping[str, int], found: Mapping[str, int], where: object) -> None:
+    """Check what was found against the published counts.
+
+    Args:
+        name: of the data set.
+        expected: as :func:`check_expected` returns it; what it does not name is not compared.
+        found: by official split, and for ``classes``, the number found.
+        where: place of the files, for the message.
+
+    Raises:
+        DataError: they differ; the message has both sides.
+    """
+    wrong = [f"{count} {_counted(key)}, found {found.get(key, 0)}" for key, count in expected.items()
+             if found.get(key, 0) != count]  # fmt: skip
+    if wrong:
+        raise DataError(
+            f"dataset {name!r}: expected {'; '.join(wrong)} in {str(where)!r}: these are not the files of the "
+            "published set; fetch them again, or say data.expected=null if they are meant"
+        )
+
+
+def _counted(key: str) -> str:
+    return key if key == "classes" else f"items in {key}"
 
 
 def check_info(info: DatasetInfo, sizes: Mapping[Part, int], *, splits: Sequence[str] = SPLITS) -> DatasetInfo:

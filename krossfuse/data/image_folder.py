@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +15,10 @@ from krossfuse.core.errors import DataError, check_choice, did_you_mean
 from krossfuse.core.files import check_regular
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
+from krossfuse.data.class_lists import ClassList, is_list, named_list
 from krossfuse.data.common import (
     ImageFiles,
+    check_counts,
     check_fractions,
     check_split_seed,
     digest,
@@ -27,6 +28,7 @@ from krossfuse.data.common import (
     stratified_split,
 )
 from krossfuse.data.folds import check_folds, draw_folds, official_splits
+from krossfuse.data.labelled_images import ALL, check_labels, distinct, file_line, plain_name
 from krossfuse.data.listing import EXTENSIONS, Listing, list_images
 from krossfuse.data.module import BaseDataModule, Item
 
@@ -36,8 +38,10 @@ class ImageFolder(BaseDataModule):
 
     Splits: what the root has as folders is taken as it is. Without ``val``, it is drawn from ``train``. With
     ``train`` and ``val`` but no ``test`` (ImageNet, Imagewoof), ``val`` is the test split, and the validation split is
-    drawn from ``train``. With class folders only, ``val`` and ``test`` are drawn. Draws are stratified, by
-    ``split_seed`` (see :func:`krossfuse.data.common.stratified_split`). The rule is in the fingerprint.
+    drawn from ``train``. With class folders only, ``val`` and ``test`` are drawn; or, with ``train_root``, they are the
+    test split, and ``train`` and ``val`` are drawn from there (ImageNet-A, -R, -V2, -Sketch: heads are trained on
+    ImageNet). Draws are stratified, by ``split_seed`` (see :func:`krossfuse.data.common.stratified_split`). The rule is
+    in the fingerprint.
 
     The fingerprint holds a digest of the file list: path and size of each file, and its modification time
     (``digest: stat``; like make: at once, but a copy of the folder is encoded anew) or its bytes (``digest: content``:
@@ -47,7 +51,10 @@ class ImageFolder(BaseDataModule):
         root: the folder.
         name: of the dataset, in results.
         prompts: by prompt set, templates with ``{}``.
-        class_names: YAML or JSON file ``{folder: name}``; None = the folder's name with spaces for underscores.
+        class_names: YAML or JSON file ``{folder: name}``; None = the folder's name with spaces for underscores; or
+            ``list:NAME`` (:mod:`krossfuse.data.class_lists`), whose labels the folders must then be, or its numbers.
+        train_root: another folder of class folders, or one that has them below ``train``; what it has of the classes
+            of ``root`` is trained on. None = ``root`` has all splits.
         val_fraction: share of a drawn validation split.
         test_fraction: share of a drawn test split.
         split_seed: of drawn splits and folds (not the run's seed).
@@ -67,6 +74,7 @@ class ImageFolder(BaseDataModule):
         name: str = "image_folder",
         prompts: Mapping[str, Sequence[str]] | None = None,
         class_names: str | None = None,
+        train_root: str | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int = 0,
@@ -78,7 +86,9 @@ class ImageFolder(BaseDataModule):
         self.root = required_path("root", root, "the folder that has one folder a class")
         self.dataset_name = str(name)
         self.prompts = prompt_templates(prompts)
-        self.class_names = class_names
+        self.class_list: ClassList | None = named_list(str(class_names)) if is_list(class_names) else None
+        self.class_names = None if self.class_list else class_names
+        self.train_root = None if train_root is None else Path(train_root).expanduser()
         self.fractions = {VAL: val_fraction, TEST: test_fraction}
         check_fractions(self.fractions)
         self.split_seed = check_split_seed(split_seed)
@@ -91,8 +101,9 @@ class ImageFolder(BaseDataModule):
         Raises:
             DataError: it is not.
         """
-        if not self.root.is_dir():
-            raise DataError(f"data.root: there is no folder {str(self.root)!r}")
+        for key, folder in {"root": self.root, "train_root": self.train_root}.items():
+            if folder is not None and not folder.is_dir():
+                raise DataError(f"data.{key}: there is no folder {str(folder)!r}{self.way_out()}")
         if self.class_names is not None and not Path(self.class_names).expanduser().exists():
             raise DataError(f"data.class_names: cannot read {self.class_names!r}: there is no such file")
 
@@ -104,12 +115,14 @@ class ImageFolder(BaseDataModule):
             ConfigError: folds of a folder that has a test split of its own.
         """
         self.check()
-        listing, rule = self._split()
+        listing, rule, official = self._split()
         if self.folds is not None and rule[TEST].startswith("folder"):
             raise official_splits(self.folds, repr(str(self.root)), ", or give a folder that has class folders only")
         folders = sorted({folder for files in listing.values() for folder, _ in files})
+        check_counts(self.dataset_name, self.expected, {**official, "classes": len(folders)}, self.root)
         names = self._names(folders)
-        twice = [name for name, count in Counter(names).items() if count > 1]
+        shown = distinct(names, folders) if self.class_list else tuple(names)
+        twice = [name for name, count in Counter(shown).items() if count > 1]
         if twice:
             of = {
                 name: [folder for folder, other in zip(folders, names, strict=True) if other == name] for name in twice
@@ -127,11 +140,11 @@ class ImageFolder(BaseDataModule):
             "source": "image_folder",
             "splits": rule,
             "digest": self.digest,
-            "files": digest(line for split in listing for line in (split, *map(self._line, listing[split]))),
+            "files": digest(line for split in listing for line in (split, *self._lines(split, listing[split]))),
         }
-        label_set = LabelSet(tuple(names), labels, make_prompt_sets(self.prompts, names))
+        label_set = LabelSet(shown, labels, make_prompt_sets(self.prompts, names))
         items = {
-            Part(split, "image"): ImageFiles([self.root / path for _, path in files])
+            Part(split, "image"): ImageFiles([self._base(split) / path for _, path in files])
             for split, files in listing.items()
         }
         fold_of: dict[str, Tensor] = {}
@@ -140,22 +153,33 @@ class ImageFolder(BaseDataModule):
             fold_of = draw_folds({"class": label_set}, sizes, self.folds, self.split_seed)
         return DatasetInfo(self.dataset_name, fingerprint, {"class": label_set}, fold_of=fold_of), items
 
-    def _split(self) -> tuple[dict[str, Listing], dict[str, str]]:
-        """Return the files of each split and how each split came about."""
+    def _split(self) -> tuple[dict[str, Listing], dict[str, str], dict[str, int]]:
+        """Return the files of each split, how each split came about, and what there was before any draw."""
         given = [split for split in SPLITS if (self.root / split).is_dir()]
-        if TRAIN in given and len(given) > 1:
-            listing = {split: list_images(self.root, split) for split in given}
+        if self.train_root is not None:
+            listing, rule = (
+                {TRAIN: self._train(), TEST: self._images_below("")},
+                {TRAIN: "train_root", TEST: "folder root"},
+            )
+            kept = {folder for folder, _ in listing[TEST]}
+            listing[TRAIN] = [(folder, path) for folder, path in listing[TRAIN] if folder in kept]
+            to_draw = [VAL]
+        elif TRAIN in given and len(given) > 1:
+            listing = {split: self._images_below(split) for split in given}
             rule = {split: f"folder {split}" for split in given}
             if TEST not in given:
                 listing[TEST], rule[TEST] = listing.pop(VAL), "folder val"
             to_draw = [] if VAL in listing else [VAL]
         else:
-            listing, rule, to_draw = {TRAIN: list_images(self.root, "")}, {TRAIN: "the rest"}, [VAL, TEST]
+            listing, rule, to_draw = {TRAIN: self._images_below("")}, {TRAIN: "the rest"}, [VAL, TEST]
         if not listing[TRAIN]:
             raise DataError(
-                f"no images in class folders of {str(self.root)!r}; expected CLASS/*.jpg "
+                f"no images in class folders of {str(self._base(TRAIN))!r}; expected CLASS/*.jpg "
                 f"or {{train,val,test}}/CLASS/*.jpg (extensions: {', '.join(EXTENSIONS)})"
             )
+        official = {split: len(files) for split, files in listing.items()}
+        if set(to_draw) == {VAL, TEST}:
+            official = {ALL: official[TRAIN], TEST: official[TRAIN]}  # some sets are published as a test split alone
         if to_draw:
             files = listing[TRAIN]
             index = {folder: i for i, folder in enumerate(sorted({folder for folder, _ in files}))}
@@ -165,11 +189,31 @@ class ImageFolder(BaseDataModule):
                 listing[split] = [files[row] for row in rows.tolist()]
             drawn = f"of train, stratified, seed {self.split_seed}"
             rule.update({split: f"{fraction} {drawn}" for split, fraction in fractions.items()})
-        return {split: listing[split] for split in SPLITS}, rule
+        return {split: listing[split] for split in SPLITS}, rule, official
+
+    def _base(self, split: str) -> Path:
+        return self.root if self.train_root is None or split == TEST else self.train_root
+
+    def _train(self) -> Listing:
+        assert self.train_root is not None
+        below = TRAIN if (self.train_root / TRAIN).is_dir() else ""
+        return self._labelled(list_images(self.train_root, below))
+
+    def _images_below(self, below: str) -> Listing:
+        return self._labelled(list_images(self.root, below))
+
+    def _labelled(self, listing: Listing) -> Listing:
+        if self.class_list is None:
+            return listing
+        return [(self.class_list.label(folder), path) for folder, path in listing]
 
     def _names(self, folders: list[str]) -> list[str]:
+        if self.class_list is not None:
+            check_labels(f"dataset {self.dataset_name!r}", folders, self.class_list)
+            by_label = dict(zip(self.class_list.labels, self.class_list.names, strict=True))
+            return [by_label[folder] for folder in folders]
         if self.class_names is None:
-            return [folder.replace("_", " ") for folder in folders]
+            return [plain_name(folder) for folder in folders]
         path = Path(self.class_names).expanduser()
         try:
             check_regular(path)
@@ -185,13 +229,5 @@ class ImageFolder(BaseDataModule):
                 raise DataError(f"data.class_names: {str(path)!r} has no name for folder {folder!r}{near}")
         return [by_folder[folder] for folder in folders]
 
-    def _line(self, file: tuple[str, str]) -> str:
-        path = self.root / file[1]
-        try:
-            if self.digest == "content":
-                with open(path, "rb") as stream:
-                    return f"{file[1]} {hashlib.file_digest(stream, 'sha256').hexdigest()}"
-            stat = path.stat()
-        except OSError as error:
-            raise DataError(f"cannot read image {str(path)!r}: {error}") from error
-        return f"{file[1]} {stat.st_size} {stat.st_mtime_ns}"
+    def _lines(self, split: str, files: Listing) -> list[str]:
+        return [file_line(self._base(split), path, self.digest) for _, path in files]

@@ -16,13 +16,16 @@ from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.lightning import pl
 from krossfuse.core.parts import Part
 from krossfuse.core.processes import end_with_parent
-from krossfuse.data.common import check_info, digest
+from krossfuse.data.common import check_expected, check_info, digest
 from krossfuse.data.duplicates import CHOICES, check_duplicates
 
 Item = Image | str
 Transform = Callable[[Any], Any]
 Collate = Callable[[list[Any]], Any]
 Rows = Sequence[int]
+
+ABOUT = ("licence", "source", "form", "place", "holds")
+"""Keys of a data set's ``about``."""
 
 
 class BaseDataModule(pl.LightningDataModule, ABC):
@@ -35,16 +38,32 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         batch_size: items a batch.
         num_workers: loader processes for image parts (text parts are read in the main process); None = one less
             than the cores at hand, between 1 and 8.
-
         duplicates: what to do about items that are, by content, in two splits: ``warn``, ``error`` or ``ignore``
             (:func:`krossfuse.data.duplicates.check_duplicates`).
+
+        expected: the published counts, by official split and of ``classes``; other ones are an error. None = any.
+        about: what is to be known of the files: ``licence``, ``source`` (where they are got), ``form`` (where they
+            are got by asking, and how), ``place`` (what to put where), ``holds`` (what lies below ``root`` where the
+            set is there). It is shown by ``krossfuse list`` and in the error of files that are not there.
 
     Raises:
         ConfigError: a bad value.
     """
 
-    def __init__(self, *, batch_size: int = 64, num_workers: int | None = None, duplicates: str = "warn") -> None:
+    def __init__(
+        self,
+        *,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        duplicates: str = "warn",
+        expected: Mapping[str, int] | None = None,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
+        self.expected = check_expected(expected)
+        for key in about or {}:
+            check_choice("data.about", key, ABOUT)
+        self.about = {str(key): str(value) for key, value in (about or {}).items()}
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size={batch_size!r} must be a positive integer")
         if num_workers is not None and (not isinstance(num_workers, int) or num_workers < 0):
@@ -120,6 +139,15 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         Raises:
             DataError: they are not.
         """
+
+    def way_out(self) -> str:
+        """Return where the files are got and what to put where: the end of an error about files that are not there."""
+        told = [
+            f"it is got by {self.about['form']}" if "form" in self.about else "",
+            f"it is got from {self.about['source']}" if "source" in self.about else "",
+            f"put {self.about['place']}" if "place" in self.about else "",
+        ]
+        return "".join(f"; {text}" for text in told if text)
 
     def loader(self, part: Part, transform: Transform, collate: Collate, batches: Sequence[Rows]) -> DataLoader[Any]:
         """Return a loader of chosen rows of a part.

@@ -14,7 +14,14 @@ from krossfuse.core.errors import ConfigError, DataError, check_choice
 from krossfuse.core.files import check_regular
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
-from krossfuse.data.common import check_fractions, check_split_seed, digest, required_path, stratified_split
+from krossfuse.data.common import (
+    check_counts,
+    check_fractions,
+    check_split_seed,
+    digest,
+    required_path,
+    stratified_split,
+)
 from krossfuse.data.folds import check_folds, draw_folds, official_splits
 from krossfuse.data.module import BaseDataModule, Item
 
@@ -116,6 +123,7 @@ class TextFiles(BaseDataModule):
             if not (self.root / file).exists():
                 raise DataError(
                     f"cannot read {str(self.root / file)!r}: No such file or directory; is data.root the folder of it?"
+                    f"{self.way_out()}"
                 )
 
     def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
@@ -134,6 +142,8 @@ class TextFiles(BaseDataModule):
                 f"dataset {self.dataset_name!r}: every line has the label {next(iter(classes))!r}: one class; there "
                 "must be two or more to tell apart"
             )
+        counts = {split: len(of_split) for split, of_split in rows.items()}
+        check_counts(self.dataset_name, self.expected, {**counts, "classes": len(classes)}, self.root)
         index = {label: i for i, label in enumerate(classes)}
         texts = {split: [text for _, text in of_split] for split, of_split in rows.items()}
         labels = {split: torch.tensor([index[label] for label, _ in of_split]) for split, of_split in rows.items()}

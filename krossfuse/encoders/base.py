@@ -10,15 +10,19 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from krossfuse.core.errors import ConfigError
+from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.core.parts import Modality
 
 TextBatch = Mapping[str, Tensor]
+
+ABOUT = ("encodes", "dim", "parameters", "licence", "source", "form", "sha256")
+"""What a configuration may declare of an encoder; see :class:`Encoder`."""
 
 
 class EncoderModule(nn.Module, ABC):
@@ -58,6 +62,9 @@ class Encoder(ABC):
         licence: of the weights, where it is known.
         libraries: keys of the fingerprint that are versions of libraries, and no more.
         arguments: what it was constructed with, by name; from them a saved model makes it again.
+        about: what the configuration declares of it: ``encodes``, ``dim``, ``parameters``, ``licence``, ``source``
+            (a name on the hub), ``form`` (where one has to ask for the weights), ``sha256`` (of the weights, as the
+            fingerprint has it). :meth:`verified` holds the loaded weights against it.
     """
 
     name: str
@@ -72,6 +79,7 @@ class Encoder(ABC):
         "transformers",
     )
     arguments: Mapping[str, Any]
+    about: Mapping[str, Any] = MappingProxyType({})
 
     def __new__(cls, *positional: Any, **named: Any) -> Self:  # noqa: D102
         encoder = super().__new__(cls)
@@ -79,6 +87,43 @@ class Encoder(ABC):
         # Past a dataclass's __setattr__, which may be frozen.
         encoder.__dict__["arguments"] = {**dict(zip(parameters, positional, strict=False)), **named}
         return encoder
+
+    def declare(self, about: Mapping[str, Any] | None) -> None:
+        """Take what the configuration declares.
+
+        Raises:
+            ConfigError: it declares what there is not, or modalities that the class does not encode.
+        """
+        for key in about or {}:
+            check_choice("about", key, ABOUT)
+        self.about = dict(about or {})
+        encodes = self.about.get("encodes")
+        if encodes is not None and sorted(encodes) != sorted(self.modalities):
+            raise ConfigError(f"about.encodes={encodes!r}, but {type(self).__name__} encodes {list(self.modalities)}")
+
+    def verified(self, module: EncoderModule) -> EncoderModule:
+        """Return a loaded module if it is what the configuration declares.
+
+        Raises:
+            ConfigError: it has another dimension, or its weights another digest; the message has both sides.
+        """
+        name = getattr(self, "name", type(self).__name__)
+        dim = self.about.get("dim")
+        if dim is not None and module.dim != dim:
+            raise ConfigError(
+                f"encoder {name!r} is declared with {dim} dimensions, and its weights give {module.dim}: they are "
+                "others than meant; or set its about.dim to null"
+            )
+        pinned = self.about.get("sha256")
+        if pinned is not None:
+            for modality in self.modalities:
+                found = self.fingerprint(modality).get("weights")
+                if found != pinned:
+                    raise ConfigError(
+                        f"encoder {name!r}: the weights have the digest {found}, and about.sha256 pins {pinned}: they "
+                        "have changed; get the pinned ones, or set about.sha256 to null"
+                    )
+        return module
 
     @abstractmethod
     def fingerprint(self, modality: Modality) -> Mapping[str, Any]:

@@ -38,12 +38,18 @@ class EfficientNetLite0(Encoder):
     """EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946), trained on ImageNet: pooled 1280-dimensional features.
 
     Preprocessing: short side to 224 (bicubic, aspect ratio kept), centre square, values in [-1, 1].
+
+    Args:
+        about: see :class:`~krossfuse.encoders.base.Encoder`.
     """
 
     name = "efficientnet_lite0"
     modalities: tuple[Modality, ...] = ("image",)
     licence = "Apache-2.0"
     image_size = 224
+
+    def __init__(self, *, about: Mapping[str, Any] | None = None) -> None:
+        self.declare(about)
 
     def fingerprint(self, modality: Modality) -> Mapping[str, Any]:
         """Return library, weights' digest and preprocessing (no model library is imported)."""
@@ -58,7 +64,7 @@ class EfficientNetLite0(Encoder):
 
     def load(self) -> EncoderModule:
         """Load the weights into timm's network."""
-        return _EfficientNet(self.classifier(), self.image_size)
+        return self.verified(_EfficientNet(self.classifier(), self.image_size))
 
     def copy_weights(self, folder: Path) -> Mapping[str, Any]:
         """Copy nothing: the weights are in a package that krossfuse needs, at a fixed version."""
@@ -107,6 +113,7 @@ class MiniLM(Encoder):
 
     Args:
         max_length: tokens a text; longer ones are cut.
+        about: see :class:`~krossfuse.encoders.base.Encoder`.
 
     Raises:
         ConfigError: ``max_length`` is outside 3 to 512.
@@ -116,7 +123,8 @@ class MiniLM(Encoder):
     modalities: tuple[Modality, ...] = ("text",)
     licence = "Apache-2.0"
 
-    def __init__(self, *, max_length: int = 256) -> None:
+    def __init__(self, *, max_length: int = 256, about: Mapping[str, Any] | None = None) -> None:
+        self.declare(about)
         _check_length(max_length)
         self.max_length = max_length
 
@@ -138,7 +146,7 @@ class MiniLM(Encoder):
 
         network: nn.Module = BertModel(BertConfig(**json.loads(_read_minilm("config.json"))), add_pooling_layer=False)
         network.load_state_dict(minilm_state_dict())
-        return _MiniLM(network.requires_grad_(False).eval(), self.max_length)
+        return self.verified(_MiniLM(network.requires_grad_(False).eval(), self.max_length))
 
     def copy_weights(self, folder: Path) -> Mapping[str, Any]:
         """Copy nothing: the weights are in a package that krossfuse needs, at a fixed version."""
@@ -172,6 +180,7 @@ class OpenMojiCLIP(Encoder):
     Args:
         weights: a file written by ``experiments/pretrain``; None = the one in the package.
         max_length: tokens a text; longer ones are cut.
+        about: see :class:`~krossfuse.encoders.base.Encoder`.
 
     Raises:
         ConfigError: the file is missing or ``max_length`` is outside 3 to 512.
@@ -181,7 +190,14 @@ class OpenMojiCLIP(Encoder):
     modalities: tuple[Modality, ...] = ("image", "text")
     licence = "MIT; trained on OpenMoji graphics (CC BY-SA 4.0); its text tower is MiniLM (Apache-2.0)"
 
-    def __init__(self, *, weights: str | os.PathLike[str] | None = None, max_length: int = 77) -> None:
+    def __init__(
+        self,
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        max_length: int = 77,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.declare(about)
         _check_length(max_length)
         self.weights = OPENMOJI_CLIP_WEIGHTS if weights is None else Path(weights)
         if not self.weights.is_file():
@@ -245,7 +261,7 @@ class OpenMojiCLIP(Encoder):
         lost = [name for name in missing if not name.endswith("num_batches_tracked")]
         if lost or unexpected:
             raise ConfigError(f"{self.weights} does not fit its own model: lacks {lost[:5]}, has {unexpected[:5]}")
-        return _CLIP(network.requires_grad_(False).eval(), self.metadata["model"], self.max_length)
+        return self.verified(_CLIP(network.requires_grad_(False).eval(), self.metadata["model"], self.max_length))
 
     def copy_weights(self, folder: Path) -> Mapping[str, Any]:
         """Copy a weights file of one's own; the package's, and MiniLM's text tower, come with krossfuse."""

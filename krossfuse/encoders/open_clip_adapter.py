@@ -33,6 +33,7 @@ class OpenCLIP(Encoder):
         preprocess: overrides of open_clip's preprocessing: ``size``, ``mean``, ``std``, ``interpolation``,
             ``resize_mode``, ``fill_color``; the defaults go with the architecture or the tag.
         name: for tables; None = the architecture.
+        about: see :class:`~krossfuse.encoders.base.Encoder`.
 
     Raises:
         ConfigError: weights are missing or given twice, an unknown override, or ``openai`` without QuickGELU.
@@ -47,7 +48,9 @@ class OpenCLIP(Encoder):
         pretrained: str | None = None,
         preprocess: Mapping[str, Any] | None = None,
         name: str | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
+        self.declare(about)
         scheme = re.match("(hf-hub|local-dir):", architecture)
         if bool(scheme) == bool(pretrained):
             raise ConfigError(
@@ -62,6 +65,7 @@ class OpenCLIP(Encoder):
         for key in preprocess or {}:
             check_choice("preprocess", key, ("size", "mean", "std", "interpolation", "resize_mode", "fill_color"))
         self.architecture, self.pretrained, self.preprocess = architecture, pretrained, dict(preprocess or {})
+        self.licence = str(self.about.get("licence", ""))
         self.name = name or re.sub(r"^(hf-hub|local-dir):(.*/)?", "", architecture)
 
     def fingerprint(self, modality: Modality) -> Mapping[str, Any]:
@@ -104,7 +108,7 @@ class OpenCLIP(Encoder):
             tokenizer = open_clip.get_tokenizer(self.architecture)
         except Exception as error:  # open_clip raises RuntimeError, FileNotFoundError, hub errors, ...
             raise ConfigError(f"open_clip cannot load {self._words()}: {type(error).__name__}: {error}") from error
-        return _OpenCLIP(network.requires_grad_(False).eval(), preprocess, tokenizer)
+        return self.verified(_OpenCLIP(network.requires_grad_(False).eval(), preprocess, tokenizer))
 
     def copy_weights(self, folder: Path) -> Mapping[str, Any]:
         """Copy the weights, or a model's whole folder; the preprocessing of a tag becomes explicit.

@@ -33,6 +33,7 @@ class SentenceTransformerText(Encoder):
         prefix: put before each text.
         max_length: tokens a text, longer ones are cut; None = the model's own.
         name: for tables; None = the last part of ``model``.
+        about: see :class:`~krossfuse.encoders.base.Encoder`.
 
     Raises:
         ConfigError: ``max_length`` is not positive.
@@ -48,7 +49,9 @@ class SentenceTransformerText(Encoder):
         prefix: str = "",
         max_length: int | None = None,
         name: str | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
+        self.declare(about)
         if max_length is not None:
             check_positive("max_length", max_length, integer=True)
         self.model, self.revision, self.prefix, self.max_length = model, revision, prefix, max_length
@@ -83,12 +86,12 @@ class SentenceTransformerText(Encoder):
             ) from error
         if self.max_length is not None:
             network.max_seq_length = self.max_length
-        return _SentenceTransformer(network.float().requires_grad_(False).eval(), self.prefix)
+        return self.verified(_SentenceTransformer(network.float().requires_grad_(False).eval(), self.prefix))
 
     @property
     def licence(self) -> str:  # type: ignore[override]
-        """What the model's card says, where the folder has one."""
-        return licence_of(self._folder())
+        """What the model's card says, where the folder has one; else what the configuration declares."""
+        return licence_of(self._folder()) or str(self.about.get("licence", ""))
 
     def copy_weights(self, folder: Path) -> Mapping[str, Any]:
         """Copy the model's folder; see :meth:`Encoder.copy_weights`."""

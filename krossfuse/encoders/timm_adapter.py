@@ -25,6 +25,7 @@ class Timm(Encoder):
         model: name with tag, ``vit_base_patch14_dinov2.lvd142m``; without a tag if ``checkpoint`` is given.
         checkpoint: local file of weights (safetensors, or a state dict); None = the tag's, from the hub.
         name: for tables; None = ``model``.
+        about: see :class:`~krossfuse.encoders.base.Encoder`.
 
     Raises:
         ConfigError: no tag and no checkpoint, or the file is missing.
@@ -32,7 +33,15 @@ class Timm(Encoder):
 
     modalities: tuple[Modality, ...] = ("image",)
 
-    def __init__(self, *, model: str, checkpoint: str | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        checkpoint: str | None = None,
+        name: str | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.declare(about)
         if checkpoint is None and "." not in model:
             raise ConfigError(
                 f"model={model!r} does not say which weights; add the tag (resnet50.a1_in1k), or give checkpoint=FILE"
@@ -41,6 +50,7 @@ class Timm(Encoder):
             raise ConfigError(f"checkpoint={checkpoint!r}: no such file")
         self.model, self.checkpoint = model, checkpoint
         self.name = name or model
+        self.licence = str(self.about.get("licence", ""))
 
     def fingerprint(self, modality: Modality) -> Mapping[str, Any]:
         """Return library, model and weights' digest, which decide the preprocessing too (timm is not imported)."""
@@ -70,7 +80,7 @@ class Timm(Encoder):
             raise ConfigError(f"timm cannot load {self.model!r}: {type(error).__name__}: {error}") from error
         data: Any = timm.data
         transform = data.create_transform(**data.resolve_model_data_config(network), is_training=False)
-        return _Timm(network.requires_grad_(False).eval(), transform)
+        return self.verified(_Timm(network.requires_grad_(False).eval(), transform))
 
     def copy_weights(self, folder: Path) -> Mapping[str, Any]:
         """Copy the weights file; see :meth:`Encoder.copy_weights`."""

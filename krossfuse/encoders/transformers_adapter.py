@@ -26,13 +26,16 @@ from krossfuse.encoders.sources import (
     weights_digest,
 )
 
-_PREPROCESSOR = "preprocessor_config.json"
+PREPROCESSOR = "preprocessor_config.json"
 
 
-class _HF(Encoder):
+class HubModel(Encoder):
     """What image and text have in common: a model folder, here or on the hub."""
 
-    def __init__(self, model: str, revision: str | None, pooling: str, name: str | None) -> None:
+    def __init__(
+        self, model: str, revision: str | None, pooling: str, name: str | None, about: Mapping[str, Any] | None
+    ) -> None:
+        self.declare(about)
         self.model, self.revision, self.pooling = model, revision, pooling
         self.name = name or Path(model).name
         self._needs: tuple[Sequence[str], ...] = (("config.json",), WEIGHTS)
@@ -42,8 +45,8 @@ class _HF(Encoder):
 
     @property
     def licence(self) -> str:  # type: ignore[override]
-        """What the model's card says, where the folder has one."""
-        return licence_of(self._folder())
+        """What the model's card says, where the folder has one; else what the configuration declares."""
+        return licence_of(self._folder()) or str(self.about.get("licence", ""))
 
     def copy_weights(self, folder: Path) -> Mapping[str, Any]:
         """Copy the model's folder; see :meth:`Encoder.copy_weights`."""
@@ -70,7 +73,7 @@ class _HF(Encoder):
         return network.float().requires_grad_(False).eval()
 
 
-class HFImage(_HF):
+class HFImage(HubModel):
     """An image model of transformers: DINOv2, DINOv3, ViT, SigLIP's or CLIP's image tower, ConvNeXt, ...
 
     Preprocessing is the model's own (``preprocessor_config.json``: size, crop, resampling, mean, std), done by Pillow.
@@ -84,6 +87,7 @@ class HFImage(_HF):
             convolutional network), or ``pooler`` (the model's own).
         aspect: ``keep`` the aspect ratio, or do as the ``processor`` does.
         name: for tables; None = the last part of ``model``.
+        about: see :class:`~krossfuse.encoders.base.Encoder`.
 
     Raises:
         ConfigError: an unknown pooling or aspect.
@@ -99,11 +103,12 @@ class HFImage(_HF):
         pooling: str = "cls",
         aspect: str = "keep",
         name: str | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         check_choice("pooling", pooling, ("cls", "mean", "pooler"))
-        super().__init__(model, revision, pooling, name)
+        super().__init__(model, revision, pooling, name, about)
         self.aspect = check_choice("aspect", aspect, ("keep", "processor"))
-        self._needs = (*self._needs, (_PREPROCESSOR,))
+        self._needs = (*self._needs, (PREPROCESSOR,))
 
     def fingerprint(self, modality: Modality) -> Mapping[str, Any]:
         """Return library, weights' digest, pooling and the processor's settings (transformers is not imported)."""
@@ -113,7 +118,7 @@ class HFImage(_HF):
             **self._common(folder),
             "torchvision": importlib.metadata.version("torchvision"),
             "aspect": self.aspect,
-            "processor": read_json(folder / _PREPROCESSOR),
+            "processor": read_json(folder / PREPROCESSOR),
         }
 
     def load(self) -> EncoderModule:
@@ -127,12 +132,17 @@ class HFImage(_HF):
         folder = self._folder()
         network = self._network(folder)
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
-        transform = _transform(processor, keep=self.aspect == "keep", model=self.model)
+        transform = image_transform(processor, keep=self.aspect == "keep", model=self.model)
+        if network.config.model_type == "vit_mae":  # type: ignore[union-attr]
+            raise ConfigError(
+                f"model {self.model!r}: transformers' ViTMAEModel hides a random three quarters of each image; take "
+                "timm's form of the weights (vit_base_patch16_224.mae)"
+            )
         # A cross-modal model's image tower.
-        return _HFImage(getattr(network, "vision_model", network), transform, self.pooling)
+        return self.verified(_HFImage(getattr(network, "vision_model", network), transform, self.pooling))
 
 
-def _transform(processor: Any, *, keep: bool, model: str) -> Any:
+def image_transform(processor: Any, *, keep: bool, model: str) -> Any:
     """Return torchvision's transform for an image processor's settings."""
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
@@ -202,7 +212,7 @@ class _HFImage(EncoderModule):
         return hidden[:, -patches:].mean(1)
 
 
-class HFText(_HF):
+class HFText(HubModel):
     """A sentence encoder of transformers: E5, BGE, S-RoBERTa, GTE, ...
 
     Args:
@@ -213,6 +223,7 @@ class HFText(_HF):
         prefix: put before each text; E5 needs ``"query: "``.
         max_length: tokens a text, longer ones are cut; None = the tokenizer's own (512 where that is unlimited).
         name: for tables; None = the last part of ``model``.
+        about: see :class:`~krossfuse.encoders.base.Encoder`.
 
     Raises:
         ConfigError: an unknown pooling, or ``max_length`` is not positive.
@@ -229,11 +240,12 @@ class HFText(_HF):
         prefix: str = "",
         max_length: int | None = None,
         name: str | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         check_choice("pooling", pooling, ("mean", "cls", "last"))
         if max_length is not None:
             check_positive("max_length", max_length, integer=True)
-        super().__init__(model, revision, pooling, name)
+        super().__init__(model, revision, pooling, name, about)
         self.prefix, self.max_length = prefix, max_length
         self._needs = (*self._needs, TOKENIZER)
 
@@ -265,7 +277,9 @@ class HFText(_HF):
             tokenizer.pad_token = tokenizer.eos_token
         own = tokenizer.model_max_length
         length = self.max_length or (own if own < 1_000_000 else 512)
-        return _HFText(getattr(network, "text_model", network), tokenizer, self.pooling, self.prefix, length)
+        return self.verified(
+            _HFText(getattr(network, "text_model", network), tokenizer, self.pooling, self.prefix, length)
+        )
 
 
 class _HFText(EncoderModule):

@@ -17,6 +17,7 @@ A digest covers what can change a measurement, and nothing else. Left out are, k
   every option of a Trainer that :data:`OUTSIDE` does not name, for it may change a training.
 * ``data.batch_size``, ``data.num_workers``, ``data.download``, ``data.digest``, ``data.duplicates``: how the loader
   works, whether files may be fetched, how a changed file is noticed, and what is said of copies.
+* ``data.about``, ``data.expected``, and ``about`` of each encoder: licence, source, and what is checked.
 * ``probe.*.block_rows``, ``probe.*.device``, ``probe.*.accelerator``, ``probe.*.checkpoint``: how many rows are probed
   at a time, where, and from which file a killed training goes on.
   (``sgd_probe.batch_size`` changes a training, and stays in.)
@@ -46,7 +47,7 @@ OUTSIDE_DIGEST = frozenset(
 OUTSIDE: dict[str, frozenset[str]] = {
     "extraction": frozenset({"batch_size", "progress", "keep_heap"}),
     "fuse": frozenset({"block_rows", "memory_limit", "stream"}),
-    "data": frozenset({"batch_size", "num_workers", "download", "digest", "duplicates"}),
+    "data": frozenset({"batch_size", "num_workers", "download", "digest", "duplicates", "about", "expected"}),
     "probe": frozenset({"block_rows", "device", "accelerator", "checkpoint"}),
     "trainer": frozenset(
         {
@@ -159,8 +160,10 @@ def _kept(config: Mapping[str, Any], *, seeds: bool) -> dict[str, Any]:
         if name == "extraction" and not kept[name]:
             del kept[name]
             continue
+        if name == "pair":
+            kept[name] = _without_key(kept[name], "about")
         if name != "data" and not seeds:
-            kept[name] = _without_seeds(kept[name])
+            kept[name] = _without_key(kept[name], "seed")
     return kept
 
 
@@ -174,9 +177,10 @@ def _without(node: Any, keys: frozenset[str]) -> Any:
     return {name: child for name, child in node.items() if name not in keys} if isinstance(node, Mapping) else node
 
 
-def _without_seeds(node: Any) -> Any:
+def _without_key(node: Any, key: str) -> Any:
+    """Return a node without a key at any depth."""
     if isinstance(node, Mapping):
-        return {name: _without_seeds(child) for name, child in node.items() if name != "seed"}
+        return {name: _without_key(child, key) for name, child in node.items() if name != key}
     if isinstance(node, (list, tuple)):
-        return [_without_seeds(child) for child in node]
+        return [_without_key(child, key) for child in node]
     return node

@@ -73,7 +73,7 @@ def test_bad_options(mnist):
         TorchvisionDataset(dataset="MNISTT", root="x")
     with pytest.raises(ConfigError, match=r"data\.root is not set"):
         TorchvisionDataset(dataset="MNIST", root=None)
-    with pytest.raises(ConfigError, match="2 names, but MNIST has 10 classes"):
+    with pytest.raises(ConfigError, match="2 names, but dataset 'mnist' has 10 classes"):
         TorchvisionDataset(dataset="MNIST", root=str(mnist), class_names=["a", "b"]).setup()
 
 

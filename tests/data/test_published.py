@@ -1,0 +1,400 @@
+"""Every data set by its name: composed, built on a small one in its real form, and checked."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+import published
+import pytest
+import torchvision.datasets
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from published import Files
+
+from krossfuse.app.build import check, job_config, make
+from krossfuse.app.paths import CONFIG_DIR
+from krossfuse.core.errors import ConfigError, DataError
+from krossfuse.core.parts import SPLITS, Part
+from krossfuse.data.class_lists import class_list
+from krossfuse.data.module import BaseDataModule
+
+IMAGE_PAIRS = ["openmoji_image", "openmoji_both", "clip_dinov2"]
+TEXT_PAIRS = ["openmoji_text", "openmoji_both", "clip_e5"]
+
+
+@dataclass
+class Case:
+    """``sizes``: of train, val, test; ``names``: the first class names; ``prompt``: the first text of the first set."""
+
+    build: Callable[[Files], object]
+    sizes: tuple[int, int, int]
+    classes: int
+    names: tuple[str, ...]
+    prompt: str
+    of_root: str = "data.root"
+    more: dict[str, str] = field(default_factory=dict)
+
+
+def variant(labels: str) -> Callable[[Files], object]:
+    return lambda files: published.wnids(files, labels)
+
+
+CASES: dict[str, Case] = {
+    "cifar10": Case(published.cifar10, (90, 10, 10), 10, ("airplane", "automobile"), "a photo of a airplane."),
+    "cifar100": Case(published.cifar100, (100, 100, 100), 100, ("apple", "aquarium fish"), "a photo of a apple."),
+    "svhn": Case(published.svhn, (30, 10, 20), 10, ("zero", "one"), "a photo of the number zero written on a sign"),
+    "caltech101": Case(
+        published.caltech101, (101, 101, 101), 101, ("off-center face",), "a photo of a off-center face."
+    ),
+    "food101": Case(
+        published.food101, (4, 2, 4), 2, ("apple pie", "baby back ribs"), "a photo of apple pie, a type of food."
+    ),
+    "flowers102": Case(
+        published.flowers102, (102, 102, 102), 102, ("pink primrose",), "a photo of a pink primrose, a type of flower."
+    ),
+    "oxford_pets": Case(
+        published.oxford_pets, (74, 37, 74), 37, ("Abyssinian",), "a photo of a Abyssinian, a type of pet."
+    ),
+    "dtd": Case(published.dtd, (2, 2, 2), 2, ("banded", "blotchy"), "a photo of a banded texture."),
+    "fgvc_aircraft": Case(
+        published.fgvc_aircraft, (2, 2, 2), 2, ("707-320",), "a photo of a 707-320, a type of aircraft."
+    ),
+    "gtsrb": Case(
+        published.gtsrb, (43, 43, 43), 43, ("red and white circle 20 kph speed limit",),
+        'a zoomed in photo of a "red and white circle 20 kph speed limit" traffic sign.',
+    ),
+    "eurosat": Case(
+        published.eurosat, (10, 10, 10), 10, ("annual crop land", "forest"),
+        "a centered satellite photo of annual crop land.",
+    ),
+    "sun397": Case(
+        published.sun397, (4, 2, 2), 2, ("abbey", "badminton court/indoor"), "a photo of a abbey."
+    ),
+    "stanford_cars": Case(
+        published.stanford_cars, (2, 2, 4), 2, ("AM General Hummer SUV 2000",),
+        "a photo of a AM General Hummer SUV 2000.",
+    ),
+    "imagenet": Case(published.imagenet, (1000, 1000, 1000), 1000, ("tench", "goldfish"), "a bad photo of a tench."),
+    "imagenet_a": Case(
+        variant("list:imagenet_a"), (200, 200, 200), 200, ("stingray", "goldfinch"), "a bad photo of a stingray."
+    ),
+    "imagenet_r": Case(
+        variant("list:imagenet_r"), (200, 200, 200), 200, ("goldfish",), "a bad photo of a goldfish."
+    ),
+    "imagenet_sketch": Case(
+        variant("list:imagenet"), (1000, 1000, 1000), 1000, ("tench",), "a bad photo of a tench."
+    ),
+    "imagenet_v2": Case(published.imagenet_v2, (1000, 1000, 1000), 1000, ("tench",), "a bad photo of a tench."),
+    "imagewoof": Case(
+        lambda files: published.imagenet(files, "list:imagewoof"), (10, 10, 10), 10, ("Shih Tzu",),
+        "a bad photo of a Shih Tzu.",
+    ),
+    "cub200": Case(
+        published.cub200, (4, 2, 2), 2, ("Black footed Albatross",),
+        "a photo of a Black footed Albatross, a type of bird.",
+    ),
+    "ucf101": Case(
+        published.ucf101, (2, 2, 2), 2, ("Apply Eye Makeup", "Archery"), "a photo of a person Apply Eye Makeup."
+    ),
+    "image_list": Case(
+        published.ucf101, (2, 2, 2), 2, ("Apply Eye Makeup",), "a photo of a Apply Eye Makeup.",
+        more={"data.images": "UCF-101-midframes", "data.file": "split_zhou_UCF101.json"},
+    ),
+    "webdataset": Case(published.webdataset, (6, 2, 4), 2, ("cat", "dog"), "a photo of a cat."),
+}  # fmt: skip
+
+CAPTIONS: dict[str, tuple[Callable[[Files], object], tuple[int, int, int]]] = {
+    "mscoco": (
+        lambda files: published.karpathy(
+            files,
+            "dataset_coco.json",
+            {"train": "train2014", "restval": "val2014", "val": "val2014", "test": "val2014"},
+        ),
+        (4, 2, 2),
+    ),
+    "flickr30k": (
+        lambda files: published.karpathy(files, "dataset_flickr30k.json", dict.fromkeys(SPLITS, "")),
+        (2, 2, 2),
+    ),
+    "webdataset_captions": (lambda files: published.webdataset(files, captions=True), (7, 1, 4)),
+}
+
+TEXTS = {
+    "mr": {"rt-polarity.all": 2},
+    "cr": {"custrev.all": 2},
+    "subj": {"subj.all": 2},
+    "mpqa": {"mpqa.all": 2},
+    "sst2": {f"stsa.binary.{part}": 2 for part in ("train", "dev", "test")},
+    "trec": {f"TREC.{part}.all": 6 for part in ("train", "test")},
+}
+
+ELSEWHERE = {
+    *("embeddings", "image_folder", "mnist", "mnist_pixels", "openmoji", "openmoji_typographic", "senteval"),
+    *("text_files", "typographic", "huggingface", "huggingface_captions"),
+}
+"""Options that other tests build."""
+
+
+@pytest.fixture(scope="module")
+def compose() -> Iterator[Callable[..., tuple[dict[str, Any], dict[str, str]]]]:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+
+        def composed(**overrides: object) -> tuple[dict[str, Any], dict[str, str]]:
+            words = [f"{key}={value}" for key, value in overrides.items()]
+            cfg = hydra.compose("config", overrides=words, return_hydra_config=True)
+            return job_config(cfg), dict(cfg.hydra.runtime.choices)
+
+        yield composed
+
+
+@pytest.fixture(scope="module")
+def node(compose: Any) -> Callable[..., dict[str, Any]]:
+    """The node of a data set with some options changed; a set is composed once."""
+    of = functools.cache(lambda name: compose(data=name)[0]["data"])
+    return lambda name, **changes: {**copy.deepcopy(of(name)), **changes}
+
+
+def published_counts(name: str) -> dict[str, int]:
+    counts: dict[str, int] = yaml.safe_load((CONFIG_DIR / "data" / f"{name}.yaml").read_text())["expected"]
+    return counts
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("imagenet")
+    published.imagenet(Files(root))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _made_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The made files have other checksums than the published ones, which torchvision knows."""
+    for name in ("CIFAR10", "SVHN"):
+        monkeypatch.setattr(getattr(torchvision.datasets, name), "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.Flowers102, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *args: True)
+
+
+def test_every_option_is_built_somewhere() -> None:
+    options = {file.stem for file in (CONFIG_DIR / "data").glob("*.yaml") if not file.stem.startswith("synthetic")}
+    assert options == {*CASES, *CAPTIONS, *TEXTS, *ELSEWHERE}
+
+
+def made(name: str, root: Path, imagenet: Path) -> dict[str, object]:
+    """Build a set's files, and return the overrides that find them; counts are not the published ones."""
+    case = CASES[name]
+    words: dict[str, object] = {"data": name, "data.expected": "null", **case.more}
+    if name == "imagenet":
+        return {**words, "data.root": imagenet}
+    case.build(Files(root))
+    if name in ("imagenet_a", "imagenet_r", "imagenet_v2", "imagenet_sketch"):
+        words["data.train_root"] = imagenet
+    return {**words, "data.root": root}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_images_by_name(name: str, tmp_path: Path, imagenet: Path, compose: Any) -> None:
+    case, words = CASES[name], made(name, tmp_path, imagenet)
+    pair = IMAGE_PAIRS[list(CASES).index(name) % len(IMAGE_PAIRS)]
+    plain, choices = compose(**words, pair=pair)
+    check(plain, choices, data=True)
+    data = make(plain["data"], "data", BaseDataModule)
+    label_set = data.info.label_sets["class"]
+    assert data.info.name == name
+    assert tuple(len(data.items(Part(split, "image"))) for split in SPLITS) == case.sizes
+    assert tuple(len(label_set.labels[split]) for split in SPLITS) == case.sizes
+    assert len(label_set.classes) == case.classes
+    assert label_set.classes[: len(case.names)] == case.names
+    assert next(iter(label_set.prompts.values())).texts[0] == case.prompt
+    assert set(label_set.prompts) >= {"plain", "paper"}
+    assert label_set.prompts["paper"].texts[0] == f"a photo of a {case.names[0]}"
+    assert data.items(Part("test", "image"))[-1].mode == "RGB"  # type: ignore[union-attr]
+    assert {"licence", "source"} <= set(data.about) or name in ("image_list", "webdataset")
+    if plain["data"]["about"]:  # a published set says how many there should be, and this is not it
+        with pytest.raises(DataError, match=rf"dataset '{name}': expected [0-9]+ .* found [0-9]+"):
+            make({**plain["data"], "expected": published_counts(name)}, "data", BaseDataModule).setup()
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_captions_by_name(name: str, tmp_path: Path, compose: Any) -> None:
+    build, sizes = CAPTIONS[name]
+    build(Files(tmp_path))
+    pair = IMAGE_PAIRS[list(CAPTIONS).index(name)]
+    plain, choices = compose(
+        **{"data": name, "data.root": tmp_path, "data.expected": "null", "probe": "[retrieval]", "pair": pair}
+    )
+    check(plain, choices, data=True)
+    data = make(plain["data"], "data", BaseDataModule)
+    for split, size in zip(SPLITS, sizes, strict=True):
+        assert len(data.items(Part(split, "image"))) == size
+        captions = data.items(Part(split, "text"))
+        assert data.info.caption_of[split].tolist() == [row for row in range(size) for _ in range(5)]
+        for row, text in zip(data.info.caption_of[split].tolist(), captions, strict=True):
+            image = captions[5 * row].rsplit(" ", 1)[1]  # type: ignore[union-attr]
+            assert text.rsplit(" ", 1)[1] == image  # type: ignore[union-attr]
+            assert "  " not in text  # type: ignore[operator]
+            assert "\n" not in text  # type: ignore[operator]
+    assert data.items(Part("test", "image"))[0].size == (8, 8)  # type: ignore[union-attr]
+    if name != "webdataset_captions":
+        with pytest.raises(DataError, match=r"expected [0-9]+ items in train, found [0-9]; [0-9]+ items in val"):
+            make({**plain["data"], "expected": published_counts(name)}, "data", BaseDataModule).setup()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_by_name(name: str, tmp_path: Path, compose: Any) -> None:
+    for file, labels in TEXTS[name].items():
+        published.sentences(Files(tmp_path), file, labels, 60)
+    pair = TEXT_PAIRS[list(TEXTS).index(name) % 3]
+    words = {"data": name, "data.root": tmp_path, "probe": "[text_probe]", "pair": pair}
+    plain, choices = compose(**words, **{"data.expected": "null"})
+    check(plain, choices, data=True)
+    data = make(plain["data"], "data", BaseDataModule)
+    assert sum(len(data.items(Part(split, "text"))) for split in SPLITS) == 60 * len(TEXTS[name])
+    assert len(data.info.label_sets["class"].classes) == next(iter(TEXTS[name].values()))
+    with pytest.raises(DataError, match=r"expected [0-9]+ items in"):
+        make({**plain["data"], "expected": published_counts(name)}, "data", BaseDataModule).setup()
+
+
+def test_typographic_attack_on_any_set(tmp_path: Path, compose: Any) -> None:
+    published.food101(Files(tmp_path))
+    words = {"data": "typographic", "data@data.base": "food101", "data.base.root": tmp_path}
+    plain, choices = compose(**words, **{"data.base.expected": "null"})
+    check(plain, choices, data=True)
+    data = make(plain["data"], "data", BaseDataModule)
+    assert data.info.name == "food101_typographic"
+    assert list(data.info.label_sets["class"].prompts) == ["ensemble", "plain", "paper"]
+    assert len(data.items(Part("test", "image"))) == 4
+    assert make(compose(data="typographic")[0]["data"], "data", BaseDataModule).base.name == "openmoji"
+
+
+# ------------------------------------------------------------------------------------------------------ class lists
+
+
+def test_imagenets_list_is_open_clips() -> None:
+    from open_clip import zero_shot_metadata as metadata
+
+    known = class_list("list:imagenet")
+    assert list(known.names) == list(metadata.IMAGENET_CLASSNAMES)
+    assert list(known.templates) == [template("{}") for template in metadata.OPENAI_IMAGENET_TEMPLATES]
+    assert list(known.labels) == sorted(known.labels)
+
+
+def test_lists_are_whole() -> None:
+    import json
+
+    from krossfuse.data.class_lists import FILE
+
+    assert FILE.stat().st_size < 200_000
+    for name, entry in json.loads(FILE.read_text()).items():
+        known = class_list(f"list:{name}")
+        assert entry["source"]
+        assert all("{}" in template for template in known.templates)
+        if known.labels:
+            assert len(set(known.labels)) == len(known.names) == len(known.labels)
+    assert len(class_list("list:imagenet_a").names) == len(class_list("list:imagenet_r").names) == 200
+
+
+def test_classes_that_are_not_those_of_the_list(tmp_path: Path, node: Any) -> None:
+    published.imagenet(Files(tmp_path), "list:imagewoof")
+    bad = node("imagewoof", root=str(tmp_path), expected=None)
+    moved = tmp_path / "train" / "n02086240"
+    moved.rename(tmp_path / "train" / "n02086241")
+    with pytest.raises(DataError, match=r"class 'n02086241' is not one of the 10 .*did you mean 'n02086240'"):
+        make(bad, "data", BaseDataModule).setup()
+    for split in ("train", "val"):
+        for file in (tmp_path / split).glob("n0208624*/*"):
+            file.unlink()
+    with pytest.raises(DataError, match=r"1 of the 10 classes of list:imagewoof have no images: \['n02086240'\]"):
+        make(bad, "data", BaseDataModule).setup()
+
+
+def test_unknown_lists(node: Any) -> None:
+    with pytest.raises(ConfigError, match=r"no list 'imagewof' \(did you mean 'imagewoof'"):
+        make(node("imagewoof", root="/nowhere", class_names="list:imagewof"), "data")
+    with pytest.raises(ConfigError, match="has templates but no class names"):
+        make(node("imagewoof", root="/nowhere", class_names="list:food101"), "data")
+    with pytest.raises(ConfigError, match="no list 'x'"):
+        make(node("imagewoof", root="/nowhere", prompts={"plain": "list:x"}), "data")
+
+
+def test_absent_files_say_where_they_are_got(tmp_path: Path, node: Any) -> None:
+    def missing(name: str) -> str:
+        with pytest.raises(DataError) as caught:
+            make(node(name, root=str(tmp_path / "absent")), "data").check()
+        return str(caught.value)
+
+    assert "got by agreeing to ImageNet's terms at https://www.image-net.org" in missing("imagenet")
+    assert "put train/n01440764/*.JPEG" in missing("imagenet")
+    assert "asking with the form at https://shannon" in missing("flickr30k")
+    assert "data.download=true" in missing("food101")
+
+
+# ------------------------------------------------------------------------------------------------------- bad inputs
+
+
+def test_a_tar_is_read_with_care(tmp_path: Path, node: Any) -> None:
+    def error(members: dict[str, bytes | str], shards: int = 1) -> str:
+        files = Files(tmp_path)
+        published.webdataset(files)
+        published.tar(tmp_path / "test" / "0.tar", members)
+        files.write("test/nshards.txt", str(shards))
+        with pytest.raises(DataError) as caught:
+            make(node("webdataset", root=str(tmp_path)), "data", BaseDataModule).setup()
+        return str(caught.value)
+
+    image = published.image_bytes()
+    assert "leads outside it" in error({"../a.jpg": image, "../a.cls": "0"})
+    assert "a pickle, which would run code" in error({"a.jpg": image, "a.pkl": b"x"})
+    assert "has no label (cls)" in error({"a.jpg": image})
+    assert "has no image" in error({"a.cls": "0"})
+    assert "label 'one' is no number" in error({"a.jpg": image, "a.cls": "one"})
+    assert "label 2, but classnames.txt has 2 names" in error({"a.jpg": image, "a.cls": "2"})
+    assert "counts 3 tars, and there are 1" in error({"a.jpg": image, "a.cls": "1"}, shards=3)
+    assert "'a' twice" in error({"a.jpg": image, "a.cls": "1", "b.jpg": image, "b.cls": "1", "a.png": image})
+
+
+def test_a_truncated_tar_is_named(tmp_path: Path, node: Any) -> None:
+    published.webdataset(Files(tmp_path))
+    path = tmp_path / "test" / "0.tar"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(DataError, match=r"test/0\.tar.*fetch it again"):
+        make(node("webdataset", root=str(tmp_path)), "data", BaseDataModule).setup()
+
+
+def test_webdatasets_of_the_other_kind(tmp_path: Path, node: Any) -> None:
+    published.webdataset(Files(tmp_path / "labels"))
+    (tmp_path / "labels" / "dataset_type.txt").write_text("classification")
+    published.webdataset(Files(tmp_path / "captions"), captions=True)
+    for kind, other in (("captions", "webdataset"), ("labels", "webdataset_captions")):
+        right = "webdataset_captions" if kind == "captions" else "webdataset"
+        with pytest.raises(DataError, match=f"say data={right}"):
+            make(node(other, root=str(tmp_path / kind)), "data", BaseDataModule).setup()
+
+
+def test_captions_that_are_lacking(tmp_path: Path, node: Any) -> None:
+    build, _ = CAPTIONS["flickr30k"]
+    build(Files(tmp_path))
+    options = {"root": str(tmp_path), "expected": None}
+    with pytest.raises(DataError, match=r"image 1 has 5 caption\(s\), expected 6; say data.captions=5"):
+        make(node("flickr30k", **options, captions=6), "data", BaseDataModule).setup()
+    every = make(node("flickr30k", **options, captions=None), "data", BaseDataModule)
+    assert len(every.items(Part("train", "text"))) == 11
+    (tmp_path / "000000000000.jpg").unlink()
+    with pytest.raises(DataError, match=r"000000000000\.jpg"):
+        make(node("flickr30k", **options), "data", BaseDataModule).setup()
+    (tmp_path / "dataset_flickr30k.json").write_text("{}")
+    with pytest.raises(DataError, match="is not Karpathy's JSON"):
+        make(node("flickr30k", **options), "data", BaseDataModule).setup()
+
+
+@pytest.mark.parametrize("value", [{"train": "many"}, 3, {"train": 0}])
+def test_impossible_counts(value: object, tmp_path: Path, node: Any) -> None:
+    with pytest.raises(ConfigError, match=r"data\.expected"):
+        make(node("food101", root=str(tmp_path), expected=value), "data")
