@@ -34,7 +34,7 @@ SPACE = {
 }
 FIXED = ["data=openmoji", "fusion=rp_krossfuse", "fusion.alignment=exact", "probe=[knn]", "logger=none"]
 FIXED += ["probe.knn.label_sets=[subgroup]", "extraction.progress=false"]
-OBJECTIVE, TRIALS = "knn/accuracy/image/subgroup", 60
+OBJECTIVE, TRIALS = "knn/accuracy/image/subgroup/temperature=0.07", 60
 
 
 def command(folder: Path, *arguments: str) -> float:
@@ -84,7 +84,7 @@ def measure(folder: Path, samplers: int = 3, trials: int = TRIALS) -> dict[str, 
     result: dict[str, Any] = {"grid_points": len(grid), "grid_best": value, "grid_seconds": seconds, "searches": []}
     result["grid_median"] = float(np.median([v for v, _ in grid]))
     for seed in range(samplers):
-        of_search = [f"hydra.sweeper.objectives=[{OBJECTIVE}]", f"hydra.sweeper.trials={trials}"]
+        of_search = [f"hydra.sweeper.objectives=['{OBJECTIVE}']", f"hydra.sweeper.trials={trials}"]
         of_search += [f"hydra.sweeper.sampler.seed={seed}", "hydra/sweeper=search"]
         seconds = command(folder / f"search-{seed}", *of_search, *sweep)
         run, after, distinct = best_trial(folder / f"search-{seed}")
