@@ -12,7 +12,7 @@ OUT    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-all test-faults test-lowest test-extras test-flower test-evaluators docs test-docs lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower bench-search bench-sweep test-launchers wheel lock clean
+.PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -69,6 +69,7 @@ test-extras: $(EXTRAS)/.ready ## The tests of what needs an optional package, wi
 	$(EXTRAS)/bin/python -m pytest -n 2 -m "not slow and not network and not faults" tests/results/test_optional_trackers.py \
 	  tests/probes/test_graph.py tests/probes/test_label_free.py tests/fusion/test_export.py tests/model/test_commands.py \
 	  tests/app/test_search_sweep.py tests/data/test_huggingface.py $(ARGS)
+	$(EXTRAS)/bin/python -m pytest -n 0 tests/docs/test_tutorials.py -k deploy $(ARGS)
 
 # Flower wants older packages than everything else, so that it has a lock and an environment of its own.
 $(FLOWER)/.ready: pyproject.toml requirements-flower.lock
@@ -128,6 +129,9 @@ bench-flower: $(FLOWER)/.ready ## Flower's messages on the wire under CEPAM and 
 bench-search: $(READY) ## Search over the emoji: time of a query, recall against both parents; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.search $(if $(OUT),--out $(OUT)) $(ARGS)
 
+bench-quantise: $(READY) ## int8 and bits against float32: retrieval, 1-NN and bytes on the emoji; OUT=FILE for the JSON
+	$(BIN)/python -m experiments.benchmarks.quantise $(if $(OUT),--out $(OUT)) $(ARGS)
+
 bench-sweep: $(READY) ## What a sweep costs beside fusing and probing; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.sweep $(if $(OUT),--out $(OUT)) $(ARGS)
 
@@ -150,7 +154,7 @@ lock: ## Resolve the lock files anew (pins only)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --output-file requirements.lock
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --constraint requirements.lock --output-file requirements-extras.lock \
-	  --extra faiss --extra mlflow --extra tensorboard --extra onnx --extra parquet --extra datasets --extra optuna
+	  --extra faiss --extra mlflow --extra tensorboard --extra onnx --extra parquet --extra datasets --extra optuna --extra qdrant
 	$(BIN)/uv pip compile --group docs $(PINNED) --upgrade --output-file requirements-docs.lock
 	cp requirements.lock requirements-flower.lock  # the same versions wherever Flower admits them
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --output-file requirements-flower.lock --extra flower

@@ -39,6 +39,8 @@ PAGES = (
             "krossfuse.model.search.load_index",
             "krossfuse.model.open_clip.OpenCLIPForm",
             "krossfuse.model.sentence_transformers.FusedModule",
+            "krossfuse.model.quantise.quantise",
+            "krossfuse.model.quantise.Quantised",
             "krossfuse.model.mteb.MTEBForm",
             "krossfuse.model.clip_benchmark.load",
             "krossfuse.fusion.export.export_program",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import ModelHubMixin
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import krossfuse.encoders.bundled as bundled
@@ -60,10 +61,21 @@ def test_a_rounded_model_is_saved_and_loaded(saved: Path, tmp_path: Path) -> Non
     assert next(again.encoders.parameters()).dtype == torch.float32
 
 
+def test_an_altered_state_is_named_before_anything_is_made_of_it(copy: Path) -> None:
+    file = copy / "fusion.safetensors"
+    tensors = load_file(file)
+    (state,) = (name for name, x in tensors.items() if x.dtype == torch.uint8)  # what the method keeps as JSON
+    with safe_open(file, "pt") as opened:
+        words = opened.metadata()
+    save_file({**tensors, state: torch.zeros_like(tensors[state])}, file, words)
+    with pytest.raises(StoreError, match=r"fusion\.safetensors is not the file that was saved"):
+        FusedEncoder.from_pretrained(copy)
+    with pytest.raises(StoreError, match="does not fit its configuration"):
+        FusedEncoder.from_pretrained(copy, check=False)
+
+
 def test_altered_tensors_are_named(copy: Path) -> None:
     tensors = load_file(copy / "fusion.safetensors")
-    from safetensors import safe_open
-
     with safe_open(copy / "fusion.safetensors", "pt") as file:
         words = file.metadata()
     name = next(name for name, x in tensors.items() if x.ndim == 2)
