@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "krossfuse.report.command",
     "dashboard": "krossfuse.report.serve",
     "store": "krossfuse.app.store",
+    "shards": "krossfuse.app.shards",
     "diagnose": "krossfuse.app.diagnose",
     "export": "krossfuse.app.export",
     "encode": "krossfuse.app.encode",

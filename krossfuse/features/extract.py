@@ -52,6 +52,8 @@ def extract(
     dtype: str = "float32",
     progress: bool = True,
     keep_heap: bool = True,
+    wait: bool = True,
+    loaded: dict[int, EncoderModule] | None = None,
 ) -> FeatureBundle:
     """Return the features of all parts of ``data`` under all encoders of ``pair``; compute what the store lacks.
 
@@ -70,6 +72,8 @@ def extract(
         dtype: of the stored features, ``float32``, ``float16`` or ``bfloat16``.
         progress: whether to show a progress bar.
         keep_heap: keep freed memory for the next batch (:func:`krossfuse.core.heap.kept_heap`).
+        wait: for another job that computes some of the same features; False raises BusyError then.
+        loaded: by identity, encoders that are loaded already; those that are loaded now join them.
 
     Returns:
         The features, memory-mapped.
@@ -87,12 +91,12 @@ def extract(
     features, lacking = _read(store, keys)
     if lacking:
         wanted = [key for roles in lacking.values() for key in roles.values()]
-        with store.lock(wanted):
+        with store.lock(wanted) if wait else store.lock(wanted, wait=False):
             # Another job may have computed them while this one waited.
             _, lacking = _read(store, lacking)
             if lacking:
                 with kept_heap(keep_heap):
-                    _compute(data, pair, store, lacking, make_trainer, together, dtype, progress)
+                    _compute(data, pair, store, lacking, make_trainer, together, dtype, progress, loaded)
         features, lacking = _read(store, keys)
     encoders = {
         role: {"name": encoder.name, "fingerprint": {m: dict(encoder.fingerprint(m)) for m in encoder.modalities}}
@@ -138,7 +142,7 @@ def feature_keys(
                     "libraries": by_modality[part.modality],
                     **({} if together is None else together.ingredient),
                 },
-                {"dataset": data.info.name, "part": str(part), "encoder": encoder.name},
+                {"dataset": data.info.name, "part": data.part_name(part), "encoder": encoder.name},
             )
             for role, encoder in pair.encoders(part.modality).items()
         }
@@ -184,8 +188,9 @@ def _compute(
     together: Together,
     dtype: str,
     progress: bool,
+    loaded: dict[int, EncoderModule] | None = None,
 ) -> None:
-    loaded: dict[int, EncoderModule] = {}
+    loaded = {} if loaded is None else loaded
 
     def load(encoder: Encoder) -> EncoderModule:
         if id(encoder) not in loaded:
