@@ -10,7 +10,7 @@ OUT    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-faults test-lowest test-extras test-flower lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower bench-search bench-sweep test-launchers wheel lock clean
+.PHONY: help setup run test test-all test-faults test-lowest test-extras test-flower lint format pretrain bench-extraction bench-fusion bench-probes bench-selection bench-cepam bench-flower bench-search bench-sweep bench-scale test-launchers wheel lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -109,6 +109,9 @@ bench-search: $(READY) ## Search over the emoji: time of a query, recall against
 
 bench-sweep: $(READY) ## What a sweep costs beside fusing and probing; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.sweep $(if $(OUT),--out $(OUT)) $(ARGS)
+
+bench-scale: $(READY) ## Fusion and probes from 100,000 rows on, streamed; ARGS="--largest 10000000"; OUT=FILE for the JSON and a plot
+	$(BIN)/python -m experiments.benchmarks.scale $(if $(OUT),--out $(OUT)) $(ARGS)
 
 # Ray's launcher pins cloudpickle, and so an older joblib: an environment of its own, from its own lock.
 LAUNCHERS := .venv-launchers
