@@ -1,8 +1,8 @@
 """Time and memory a row from 100,000 rows on: ``python -m experiments.benchmarks.scale --largest 10000000 --out FILE``.
 
 The features, 512 of a cross-modal encoder and 768 of an expert a row, are made when they are read and lie nowhere: as
-shards (:mod:`krossfuse.core.sharded`) whose blocks are drawn from their own numbers. They are fused into a file, and
-the fused set is probed: a linear head by SGD (one epoch), blocked logistic regression, k-NN of some queries in all rows,
+shards (:mod:`krossfuse.core.sharded`) that are drawn from their own numbers. They are fused into a file, and the fused
+set is probed: a linear head by SGD (one epoch), blocked logistic regression, k-NN of some queries in all rows,
 retrieval of all rows by some captions. Sizes grow by √10, each in turn, in one process.
 
 Written for each size and stage: seconds, microseconds a row, and for the size the peak of the process's anonymous

@@ -54,6 +54,7 @@ def extract(
     keep_heap: bool = True,
     wait: bool = True,
     loaded: dict[int, EncoderModule] | None = None,
+    computed: list[FeatureKey] | None = None,
 ) -> FeatureBundle:
     """Return the features of all parts of ``data`` under all encoders of ``pair``; compute what the store lacks.
 
@@ -74,6 +75,7 @@ def extract(
         keep_heap: keep freed memory for the next batch (:func:`krossfuse.core.heap.kept_heap`).
         wait: for another job that computes some of the same features; False raises BusyError then.
         loaded: by identity, encoders that are loaded already; those that are loaded now join them.
+        computed: takes the keys that this call computed.
 
     Returns:
         The features, memory-mapped.
@@ -95,6 +97,8 @@ def extract(
             # Another job may have computed them while this one waited.
             _, lacking = _read(store, lacking)
             if lacking:
+                if computed is not None:
+                    computed += [key for roles in lacking.values() for key in roles.values()]
                 with kept_heap(keep_heap):
                     _compute(data, pair, store, lacking, make_trainer, together, dtype, progress, loaded)
         features, lacking = _read(store, keys)

@@ -8,25 +8,30 @@ alone. The features of all units of a part look like one tensor, memory-mapped a
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from krossfuse.core.blocks import blocks
 from krossfuse.core.bundle import FeatureBundle
-from krossfuse.core.errors import ConfigError, check_positive
+from krossfuse.core.errors import ConfigError, DataError, KrossFuseError, check_positive
 from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.parts import Part
+from krossfuse.core.processes import EndWithParent
 from krossfuse.core.sharded import below_one_another
+from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.common import digest
 from krossfuse.data.module import BaseDataModule, Item, ShardOfPart
 from krossfuse.encoders.base import EncoderModule
 from krossfuse.encoders.pair import Pair
 from krossfuse.features.extract import extract, keys_for
+from krossfuse.features.keys import FeatureKey
 from krossfuse.features.plan import TEXTS
 from krossfuse.features.stores.base import BusyError, FeatureStore
 
@@ -174,7 +179,7 @@ def encode_units(
         store: where features are kept.
         shard_rows: see :func:`units`.
         chosen: numbers of units; None = all, in an order of this process's own, so that several seldom meet.
-        **options: of :func:`krossfuse.features.extract.extract`.
+        **options: of :func:`krossfuse.features.extract.extract`; on several devices one process each encodes units.
 
     Returns:
         How many units this job has encoded; when it returns, all chosen ones are in the store.
@@ -192,6 +197,9 @@ def encode_units(
     else:
         first = os.getpid() * 2654435761 % max(1, len(every))
         pending = every[first:] + every[:first]
+    devices = _devices(options["trainers"])
+    if len(devices) > 1 and len(pending) > 1:
+        return _on_each(devices, data, pair, store, shard_rows=shard_rows, chosen=chosen, **options)
     loaded: dict[int, EncoderModule] = {}
     count = 0
     while pending:
@@ -207,17 +215,71 @@ def encode_units(
     return count
 
 
+def _devices(trainers: TrainerFactory) -> list[Any]:
+    """Return, for each device of a Trainer, the option ``devices`` of a Trainer on it alone."""
+    trainer = trainers(one_device=False)
+    if trainers.device.type == "cpu":
+        return [1] * trainer.num_devices
+    return [[number] for number in trainer.device_ids]
+
+
+def _on_each(devices: Sequence[Any], *what: Any, trainers: TrainerFactory, **options: Any) -> int:
+    """Run :func:`encode_units` in one process a device, which share the units as any jobs do.
+
+    Raises:
+        KrossFuseError: of the first process that failed; the others have gone on to their ends.
+    """
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // len(devices))
+    running = []
+    for on in devices:
+        ours, theirs = context.Pipe(duplex=False)
+        given = (EndWithParent(), theirs, threads, {**trainers.options, "devices": on}, what, options)
+        process = context.Process(target=_on_one, args=given)
+        process.start()
+        theirs.close()
+        running.append((process, ours))
+    count, failed = 0, []
+    for process, ours in running:
+        try:
+            told = ours.recv()
+        except EOFError:
+            told = None
+        process.join()
+        if told is None:
+            told = DataError(
+                f"a process that encodes ended (status {process.exitcode}); was there enough memory? What was encoded "
+                "is kept: run again, on fewer devices if it happens again"
+            )
+        if isinstance(told, int):
+            count += told
+        else:
+            failed.append(told)
+    if failed:
+        raise failed[0]
+    return count
+
+
+def _on_one(guard: Any, told: Any, threads: int, trainer: dict[str, Any], what: Any, options: dict[str, Any]) -> None:
+    torch.set_num_threads(threads)
+    try:
+        told.send(encode_units(*what, trainers=TrainerFactory(trainer), **options))
+    except KrossFuseError as error:
+        told.send(error)
+
+
 def _encode(data: BaseDataModule, unit: Unit, pair: Pair, store: FeatureStore, *, wait: bool, **options: Any) -> int:
-    """Return 1 if the store lacked features of a unit, 0 if it had them."""
+    """Return 1 if this job computed features of a unit, 0 if the store had them."""
     view = OneUnit(data, unit)
     size, trainers = options["batch_size"] or data.batch_size, options["trainers"]
     keys = [key for of in keys_for(view, pair, trainers, size, options["dtype"])[0].values() for key in of.values()]
     if all(key in store for key in keys):
         return 0
-    extract(view, pair, store, wait=wait, **options)
+    computed: list[FeatureKey] = []
+    extract(view, pair, store, wait=wait, computed=computed, **options)
     if unit.name:
         data.finished(unit.part, ShardOfPart(unit.name, (unit.start, unit.stop), unit.fingerprint or {}))
-    return 1
+    return int(bool(computed))
 
 
 def extract_units(
@@ -239,8 +301,9 @@ def extract_units(
     pieces: dict[Part, dict[str, list[Tensor]]] = {}
     encoders: Mapping[str, Mapping[str, Any]] = {}
     loaded: dict[int, EncoderModule] = {}
+    options["trainers"] = options["trainers"].having(devices=1)
     for unit in units(data, shard_rows):
-        # What is damaged is computed anew.
+        # All is there; only what is damaged is computed anew.
         bundle = extract(OneUnit(data, unit), pair, store, loaded=loaded, **options)
         encoders = bundle.encoders
         for part, roles in bundle.features.items():

@@ -1,8 +1,8 @@
 """Kills workers that share the shards of a made data set, and compares what is left with one unsharded, unbroken run.
 
-``python tests/features/shard_kills.py --shards 100 --workers 8 --kills 10`` with the bundled encoders: two of images
-and one of captions. Workers encode whatever shards no other encodes; one that is killed by SIGKILL at a random moment is
-started again, until all is there. Then
+``python tests/features/shard_kills.py --shards 100 --workers 8 --kills 10`` with the bundled encoders, two of images
+and one of captions. Workers encode whatever shards no other encodes; one that is killed by SIGKILL at a random moment
+is started again, until all is there. Then
 
 * every feature has the bits of a run of one process in which each part is one entry;
 * every row was written once: those that were written again were in the batch of a killed worker;

@@ -77,9 +77,10 @@ def tars(tmp_path: Path, images: Path) -> Path:
     return folder
 
 
-def source(data: Any, store: LocalStore, **options: Any) -> Extraction:
+def source(data: Any, store: LocalStore, *, devices: int = 1, **options: Any) -> Extraction:
+    trainers = TrainerFactory({"accelerator": "cpu", "devices": devices})
     return Extraction(
-        data=data, pair=toy_pair(), store=store, trainers=TrainerFactory(), progress=False, batch_size=16, **options
+        data=data, pair=toy_pair(), store=store, trainers=trainers, progress=False, batch_size=16, **options
     )
 
 
@@ -140,6 +141,21 @@ def test_shards_in_any_order_by_any_number_of_jobs(tars: Path, store: LocalStore
     assert jobs[0].encode() == 0
     with pytest.raises(ConfigError, match="shard=15: there are 15, 0 to 14"):
         jobs[0].encode([count])
+
+
+@pytest.mark.slow
+def test_two_devices_give_the_bits_of_one(tars: Path, store: LocalStore, tmp_path: Path) -> None:
+    one = source(shard_data(tars), store).bundle()
+    two = source(shard_data(tars), LocalStore(tmp_path / "two"), devices=2)
+    assert two.encode() == len(two.unit_keys())
+    for part, roles in two.bundle().features.items():
+        for role, x in roles.items():
+            assert torch.equal(x[:], one[part][role][:])
+    listed = shard_data(tars)
+    listed.setup()
+    (tars / "val/000.tar").unlink()  # lost while the others are being encoded
+    with pytest.raises(DataError, match="'val/000.tar' is missing"):
+        source(listed, LocalStore(tmp_path / "lost"), devices=2).encode()
 
 
 def test_row_ranges_of_an_indexed_dataset(images: Path, store: LocalStore, tmp_path: Path) -> None:
