@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -312,6 +312,7 @@ class _StoreWriter(pl.Callback):
         self.silence = ExitStack()
         self.works = works
         self.process = os.getpid()
+        self.pending: tuple[int, Sequence[int], dict[str, Tensor], Callable[[], None]] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Ask the kernel (again: PyTorch asks for another signal while it starts a process), and be quiet there too."""
@@ -328,9 +329,46 @@ class _StoreWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Store the features of a batch."""
+        """Store the features of a batch; those of an accelerator while it computes the next one."""
+        if all(features.device.type == "cpu" for features in outputs.values()):
+            self._write(dataloader_idx, batch[0], outputs)
+            return
+        arriving, arrived = arrival(outputs)
+        self._flush()
+        self.pending = dataloader_idx, batch[0], arriving, arrived
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Store what is still on its way."""
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.pending is not None:
+            loader, rows, arriving, arrived = self.pending
+            self.pending = None
+            arrived()
+            self._write(loader, rows, arriving)
+
+    def _write(self, loader: int, rows: Sequence[int], outputs: Mapping[str, Tensor]) -> None:
         for role, features in outputs.items():
-            self.works[dataloader_idx].writers[role].write(batch[0], features)
+            self.works[loader].writers[role].write(rows, features)
+
+
+def arrival(outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """Begin to copy features from a GPU to this machine's memory.
+
+    Returns:
+        Where they arrive, and what waits until they have.
+    """
+    if not all(features.is_cuda for features in outputs.values()):
+        return {role: features.cpu() for role, features in outputs.items()}, lambda: None
+    arriving = {
+        role: torch.empty(features.shape, dtype=features.dtype, pin_memory=True) for role, features in outputs.items()
+    }
+    for role, features in outputs.items():
+        arriving[role].copy_(features, non_blocking=True)
+    event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return arriving, event.synchronize
 
 
 class _Progress(pl.callbacks.TQDMProgressBar):
