@@ -20,6 +20,7 @@ COMMANDS = {
     "dashboard": "krossfuse.report.serve",
     "store": "krossfuse.app.store",
     "list": "krossfuse.app.catalogue",
+    "shards": "krossfuse.app.shards",
     "diagnose": "krossfuse.app.diagnose",
     "export": "krossfuse.app.export",
     "encode": "krossfuse.app.encode",

@@ -38,6 +38,7 @@ from krossfuse.encoders.pair import Pair
 from krossfuse.features.entry import DTYPES
 from krossfuse.features.folds import Fold, fold_sizes, folds_of
 from krossfuse.features.source import Extraction, FeatureSource, feature_source
+from krossfuse.features.units import check_shard_rows
 from krossfuse.fusion.base import FusionMethod, InputSpec
 from krossfuse.fusion.batches import sizes_of
 from krossfuse.fusion.fit import check_fit
@@ -87,7 +88,7 @@ class FuseAndProbe(Kind):
 
     keys: ClassVar[Mapping[str | None, tuple[str, ...]]] = {
         None: ("extraction", "fuse", "save_fusion", "figures", "pair", "data", "store", "fusion", "probe"),
-        "extraction": ("batch_size", "progress", "dtype", "store_dtype", "keep_heap"),
+        "extraction": ("batch_size", "progress", "dtype", "store_dtype", "keep_heap", "shard_rows"),
         "fuse": ("label_set", "block_rows", "memory_limit", "stream"),
         "figures": ("label_set", "max_items"),
     }
@@ -164,11 +165,11 @@ class FuseAndProbe(Kind):
         if not isinstance(source, Extraction):
             return []
         lines = []
-        for part, roles in source.keys().items():
+        for unit, roles in source.unit_keys():
             lacking = [key for key in roles.values() if source.store is None or key not in source.store]
             names = list(dict.fromkeys(key.about["encoder"] for key in lacking))
             if names:
-                lines.append(f"{source.name}/{part}: {sizes_of(source.data)[part]} items by {', '.join(names)}")
+                lines.append(f"{source.name}/{unit}: {unit.stop - unit.start} items by {', '.join(names)}")
         return lines
 
     def label(self, built: Job) -> str:
@@ -233,6 +234,8 @@ def make_source(cfg: Plain, trainers: TrainerFactory) -> FeatureSource:
         ConfigError: a value is impossible, or data and pair do not go together.
     """
     options = cfg["extraction"]
+    if options["shard_rows"] is not None:
+        check_shard_rows("extraction.shard_rows", options["shard_rows"])
     check_choice("extraction.store_dtype", options["store_dtype"], DTYPES)
     if options["dtype"] is not None:
         precision = PRECISIONS[check_choice("extraction.dtype", options["dtype"], PRECISIONS)]
@@ -251,6 +254,7 @@ def make_source(cfg: Plain, trainers: TrainerFactory) -> FeatureSource:
         dtype=options["store_dtype"],
         progress=options["progress"],
         keep_heap=options["keep_heap"],
+        shard_rows=options["shard_rows"],
     )
 
 
@@ -277,7 +281,7 @@ def _fingerprint(text: str) -> str:
     about: dict[str, Any] = {"data": source.info.fingerprint}
     if isinstance(source, Extraction):
         about["features"] = {
-            str(part): {role: key.digest for role, key in roles.items()} for part, roles in source.keys().items()
+            str(unit): {role: key.digest for role, key in roles.items()} for unit, roles in source.unit_keys()
         }
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

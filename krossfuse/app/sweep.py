@@ -30,6 +30,7 @@ from krossfuse.app.sweep_folder import (
     write_failed,
 )
 from krossfuse.core.errors import ConfigError, check_choice, check_positive
+from krossfuse.results.layout import RESULTS
 
 log = logging.getLogger(__name__)
 
@@ -254,6 +255,9 @@ def report_sweep(cfg: DictConfig, folder: Path) -> None:
     from krossfuse.report.page import report
     from krossfuse.results.naming import group_name
 
+    if not any(file.stat().st_size for file in folder.rglob(RESULTS)):
+        log.info("nothing was measured, so there is nothing to report")
+        return
     tracker = make(OmegaConf.to_container(cfg.logger, resolve=True), "logger")
     written = report(folder)
     about = {"name": cfg.name, "overrides": list(cfg.hydra.overrides.task)}

@@ -99,7 +99,8 @@ class TrainerFactory:
 
         check_choice(f"trainer.{MATMUL}", chosen, ("highest", "high", "medium"))
         torch.set_float32_matmul_precision(chosen)
-        torch.backends.cudnn.allow_tf32 = chosen != "highest"
+        if torch.cuda.is_available():
+            torch.backends.cudnn.allow_tf32 = chosen != "highest"
 
     def log_curve(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Log (step, values by name) of a training without a Trainer to the run's tracker, if there is one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,21 @@ Rows = Sequence[int]
 
 ABOUT = ("licence", "source", "form", "place", "holds")
 """Keys of a data set's ``about``."""
+
+
+@dataclass(frozen=True)
+class ShardOfPart:
+    """Some consecutive rows of a part, which are encoded by a job of their own into an entry of their own.
+
+    Attributes:
+        name: for messages.
+        rows: the first, and the one after the last.
+        fingerprint: JSON-able mapping of all that decides these items: the dataset's share of the key.
+    """
+
+    name: str
+    rows: tuple[int, int]
+    fingerprint: Mapping[str, Any]
 
 
 class BaseDataModule(pl.LightningDataModule, ABC):
@@ -132,6 +148,17 @@ class BaseDataModule(pl.LightningDataModule, ABC):
         if part.modality == "text":
             return {"part": str(part), "n": len(items), "sha256": digest(str(text) for text in items)}
         return {"part": str(part), "n": len(items), "dataset": self.info.name, **self.info.fingerprint}
+
+    def part_name(self, part: Part) -> str:
+        """Return what a part is called in a feature store, for people."""
+        return str(part)
+
+    def shards(self, part: Part) -> Sequence[ShardOfPart]:
+        """Return the shards of a part in the order of its rows; none where the part is encoded as a whole."""
+        return []
+
+    def finished(self, part: Part, shard: ShardOfPart) -> None:
+        """Say that a shard is encoded: what was kept for it alone may go."""
 
     def check(self) -> None:
         """Check what can be known at once, before any work: that the folder or the files of the dataset are there.

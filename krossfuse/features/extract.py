@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +52,9 @@ def extract(
     dtype: str = "float32",
     progress: bool = True,
     keep_heap: bool = True,
+    wait: bool = True,
+    loaded: dict[int, EncoderModule] | None = None,
+    computed: list[FeatureKey] | None = None,
 ) -> FeatureBundle:
     """Return the features of all parts of ``data`` under all encoders of ``pair``; compute what the store lacks.
 
@@ -70,6 +73,9 @@ def extract(
         dtype: of the stored features, ``float32``, ``float16`` or ``bfloat16``.
         progress: whether to show a progress bar.
         keep_heap: keep freed memory for the next batch (:func:`krossfuse.core.heap.kept_heap`).
+        wait: for another job that computes some of the same features; False raises BusyError then.
+        loaded: by identity, encoders that are loaded already; those that are loaded now join them.
+        computed: takes the keys that this call computed.
 
     Returns:
         The features, memory-mapped.
@@ -87,12 +93,14 @@ def extract(
     features, lacking = _read(store, keys)
     if lacking:
         wanted = [key for roles in lacking.values() for key in roles.values()]
-        with store.lock(wanted):
+        with store.lock(wanted) if wait else store.lock(wanted, wait=False):
             # Another job may have computed them while this one waited.
             _, lacking = _read(store, lacking)
             if lacking:
+                if computed is not None:
+                    computed += [key for roles in lacking.values() for key in roles.values()]
                 with kept_heap(keep_heap):
-                    _compute(data, pair, store, lacking, make_trainer, together, dtype, progress)
+                    _compute(data, pair, store, lacking, make_trainer, together, dtype, progress, loaded)
         features, lacking = _read(store, keys)
     encoders = {
         role: {"name": encoder.name, "fingerprint": {m: dict(encoder.fingerprint(m)) for m in encoder.modalities}}
@@ -138,7 +146,7 @@ def feature_keys(
                     "libraries": by_modality[part.modality],
                     **({} if together is None else together.ingredient),
                 },
-                {"dataset": data.info.name, "part": str(part), "encoder": encoder.name},
+                {"dataset": data.info.name, "part": data.part_name(part), "encoder": encoder.name},
             )
             for role, encoder in pair.encoders(part.modality).items()
         }
@@ -184,8 +192,9 @@ def _compute(
     together: Together,
     dtype: str,
     progress: bool,
+    loaded: dict[int, EncoderModule] | None = None,
 ) -> None:
-    loaded: dict[int, EncoderModule] = {}
+    loaded = {} if loaded is None else loaded
 
     def load(encoder: Encoder) -> EncoderModule:
         if id(encoder) not in loaded:
@@ -303,6 +312,7 @@ class _StoreWriter(pl.Callback):
         self.silence = ExitStack()
         self.works = works
         self.process = os.getpid()
+        self.pending: tuple[int, Sequence[int], dict[str, Tensor], Callable[[], None]] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Ask the kernel (again: PyTorch asks for another signal while it starts a process), and be quiet there too."""
@@ -319,9 +329,46 @@ class _StoreWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Store the features of a batch."""
+        """Store the features of a batch; those of an accelerator while it computes the next one."""
+        if all(features.device.type == "cpu" for features in outputs.values()):
+            self._write(dataloader_idx, batch[0], outputs)
+            return
+        arriving, arrived = arrival(outputs)
+        self._flush()
+        self.pending = dataloader_idx, batch[0], arriving, arrived
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Store what is still on its way."""
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.pending is not None:
+            loader, rows, arriving, arrived = self.pending
+            self.pending = None
+            arrived()
+            self._write(loader, rows, arriving)
+
+    def _write(self, loader: int, rows: Sequence[int], outputs: Mapping[str, Tensor]) -> None:
         for role, features in outputs.items():
-            self.works[dataloader_idx].writers[role].write(batch[0], features)
+            self.works[loader].writers[role].write(rows, features)
+
+
+def arrival(outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """Begin to copy features from a GPU to this machine's memory.
+
+    Returns:
+        Where they arrive, and what waits until they have.
+    """
+    if not all(features.is_cuda for features in outputs.values()):
+        return {role: features.cpu() for role, features in outputs.items()}, lambda: None
+    arriving = {
+        role: torch.empty(features.shape, dtype=features.dtype, pin_memory=True) for role, features in outputs.items()
+    }
+    for role, features in outputs.items():
+        arriving[role].copy_(features, non_blocking=True)
+    event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return arriving, event.synchronize
 
 
 class _Progress(pl.callbacks.TQDMProgressBar):

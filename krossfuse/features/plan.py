@@ -56,9 +56,9 @@ class Together:
         """What the key of a feature has to say of it, and of an accelerator's own rounding of float32."""
         if not self.accelerator:
             return {}
-        convolutions = "tf32" if torch.backends.cudnn.allow_tf32 else "float32"
         together = {} if self.batch_size == DEFAULT_BATCH else {"encoded_together": self.batch_size}
-        return {**together, "convolutions": convolutions}
+        # PyTorch's own setting is TF32, which entries without the word were made in.
+        return together if torch.backends.cudnn.allow_tf32 else {**together, "convolutions": "float32"}
 
     def batches(self, done: Iterable[np.ndarray], n: int, modality: Modality) -> list[tuple[int, ...]]:
         """Return the rows of each batch that is still to be encoded.

@@ -7,6 +7,7 @@ anything with :meth:`FeatureSource.bundle` brings its own features, and takes no
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,8 +17,10 @@ from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.pair import Pair
-from krossfuse.features.extract import Keys, extract, keys_for
+from krossfuse.features.extract import extract, keys_for
+from krossfuse.features.keys import FeatureKey
 from krossfuse.features.stores.base import FeatureStore
+from krossfuse.features.units import OneUnit, Unit, encode_units, extract_units, units
 
 
 class FeatureSource(Protocol):
@@ -62,6 +65,7 @@ class Extraction:
         dtype: of the stored features, ``float32``, ``float16`` or ``bfloat16``.
         progress: whether to show a progress bar.
         keep_heap: keep freed memory for the next batch (:func:`krossfuse.core.heap.kept_heap`).
+        shard_rows: parts of more rows are encoded in shards of so many; None = where the dataset itself has shards.
     """
 
     data: BaseDataModule
@@ -72,6 +76,7 @@ class Extraction:
     dtype: str = "float32"
     progress: bool = True
     keep_heap: bool = True
+    shard_rows: int | None = None
 
     @property
     def name(self) -> str:
@@ -93,10 +98,14 @@ class Extraction:
         self.data.check()
         _ = self.trainers.device
 
-    def keys(self) -> Keys:
-        """Return the keys of the features, by part and role; nothing is loaded but the list of items."""
+    def unit_keys(self) -> list[tuple[Unit, dict[str, FeatureKey]]]:
+        """Return the keys of each unit by role; nothing is loaded but the list of items."""
         size = self.data.batch_size if self.batch_size is None else self.batch_size
-        return keys_for(self.data, self.pair, self.trainers, size, self.dtype)[0]
+        found = []
+        for unit in units(self.data, self.shard_rows):
+            for roles in keys_for(OneUnit(self.data, unit), self.pair, self.trainers, size, self.dtype)[0].values():
+                found.append((unit, roles))
+        return found
 
     def bundle(self) -> FeatureBundle:
         """Return the features: stored ones, and what the store lacks computed.
@@ -104,18 +113,37 @@ class Extraction:
         Raises:
             ConfigError: there is no store to keep them in.
         """
+        options = self._options()
+        if any(unit.name for unit in units(self.data, self.shard_rows)):
+            return extract_units(self.data, self.pair, self._store(), shard_rows=self.shard_rows, **options)
+        return extract(self.data, self.pair, self._store(), **options)
+
+    def encode(self, shards: Sequence[int] | None = None) -> int:
+        """Encode units that the store lacks, beside any number of other jobs; return how many this one has encoded.
+
+        Args:
+            shards: their numbers, in the order of :meth:`unit_keys`; None = all.
+
+        Raises:
+            ConfigError: there is no store, or no such unit.
+        """
+        return encode_units(
+            self.data, self.pair, self._store(), shard_rows=self.shard_rows, chosen=shards, **self._options()
+        )
+
+    def _store(self) -> FeatureStore:
         if self.store is None:
             raise ConfigError(f"store=none keeps no features of {self.name!r}; choose store=local")
-        return extract(
-            self.data,
-            self.pair,
-            self.store,
-            trainers=self.trainers,
-            batch_size=self.batch_size,
-            dtype=self.dtype,
-            progress=self.progress,
-            keep_heap=self.keep_heap,
-        )
+        return self.store
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "trainers": self.trainers,
+            "batch_size": self.batch_size,
+            "dtype": self.dtype,
+            "progress": self.progress,
+            "keep_heap": self.keep_heap,
+        }
 
 
 def feature_source(

@@ -372,10 +372,14 @@ class FusionModule(pl.LightningModule):
 
     @contextmanager
     def _streaming(self) -> Iterator[None]:
-        device = device_of(self.method)
+        home = device_of(self.method)
+        device = home if self.trainers is None else self.trainers.device
         self.to(device).eval()
-        with self.encoding(device):
-            yield
+        try:
+            with self.encoding(device):
+                yield
+        finally:
+            self.to(home)
 
     def _fused(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         with torch.no_grad():

@@ -31,7 +31,7 @@ class LinearHead(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return (n, classes) scores of (n, dim) embeddings."""
-        z = embeddings.to(self.weight.dtype)
+        z = embeddings.to(self.weight)  # a stream may bring them on a GPU
         if self.normalise:
             z = normalised(z)
         return z @ self.weight.T + self.bias

@@ -108,6 +108,7 @@ class ZeroShotHead(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return (n, n_classes) scores of (n, dim) embeddings, which are scaled to norm 1: it changes no decision."""
+        embeddings = embeddings.to(self.weight.device)  # a stream may bring them on a GPU
         return unit_rows(embeddings, "the embeddings", dtype=self.weight.dtype) @ self.weight.T
 
     @torch.no_grad()

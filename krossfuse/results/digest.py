@@ -7,8 +7,9 @@ A digest covers what can change a measurement, and nothing else. Left out are, k
 * ``name``, ``experiment``, ``hydra``: names of the run and of the study.
 * ``paths``, ``store``: where runs and stored features lie.
 * ``logger``, ``figures``, ``report``, ``save_fusion``: what is shown or kept of a run once it has been measured.
-* ``extraction.batch_size``, ``extraction.progress``, ``extraction.keep_heap``: how many items are encoded at a time,
-  whether a bar shows it, and what becomes of freed memory; features do not depend on it. Its dtypes round on purpose.
+* ``extraction.batch_size``, ``extraction.shard_rows``, ``extraction.progress``, ``extraction.keep_heap``: how many
+  items are encoded at a time and stored together, whether a bar shows it, and what becomes of freed memory; features
+  do not depend on it. Its dtypes round on purpose.
 * ``fuse.block_rows``, ``fuse.memory_limit``, ``fuse.stream``: how many rows are fused at a time, and whether they lie
   in memory, in a file or nowhere.
 * ``trainer``: where Lightning works (accelerator, devices, strategy), what it prints and what it keeps. The same draws
@@ -45,7 +46,7 @@ OUTSIDE_DIGEST = frozenset(
 """Top keys of the configuration that change no measurement."""
 
 OUTSIDE: dict[str, frozenset[str]] = {
-    "extraction": frozenset({"batch_size", "progress", "keep_heap"}),
+    "extraction": frozenset({"batch_size", "progress", "keep_heap", "shard_rows"}),
     "fuse": frozenset({"block_rows", "memory_limit", "stream"}),
     "data": frozenset({"batch_size", "num_workers", "download", "digest", "duplicates", "about", "expected"}),
     "probe": frozenset({"block_rows", "device", "accelerator", "checkpoint"}),

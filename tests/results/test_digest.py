@@ -35,6 +35,7 @@ CHANGE_NOTHING = [
     "extraction.batch_size=3",
     "extraction.progress=false",
     "extraction.keep_heap=false",
+    "extraction.shard_rows=64",
     "fuse.block_rows=7",
     "fuse.memory_limit=1",
     "data.num_workers=0",

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from krossfuse.core.errors import StoreError
 from krossfuse.features.entry import Entry
 from krossfuse.features.keys import FeatureKey
 
@@ -36,6 +37,10 @@ class Writer(Protocol):
         """Let go; what is written stays and can be taken up again."""
 
 
+class BusyError(StoreError):
+    """Another job is writing an entry, and this one was not to wait."""
+
+
 class FeatureStore(Protocol):
     """Features by content: an entry is found by the digest of all that changes a feature.
 
@@ -59,8 +64,12 @@ class FeatureStore(Protocol):
             DamagedEntryError: it is not what was written.
         """
 
-    def lock(self, keys: Iterable[FeatureKey]) -> AbstractContextManager[None]:
-        """Hold the right to write some keys; wait, and say so, while another job holds one of them."""
+    def lock(self, keys: Iterable[FeatureKey], *, wait: bool = True) -> AbstractContextManager[None]:
+        """Hold the right to write some keys; wait, and say so, while another job holds one of them.
+
+        Raises:
+            BusyError: another job holds one, and ``wait`` is False.
+        """
 
     def writer(self, key: FeatureKey, *, rows: int, dim: int, dtype: str = "float32") -> Writer:
         """Begin an entry, or take up what a killed job left of it. Call it under :meth:`lock`."""

@@ -41,6 +41,7 @@ from krossfuse.features.entry import (
 )
 from krossfuse.features.keys import FeatureKey
 from krossfuse.features.npy import array_dtype, check_header, memory_map, state_of, verified
+from krossfuse.features.stores.base import BusyError
 from krossfuse.features.writer import FeatureWriter, begin, rows_done, take_over
 
 log = logging.getLogger(__name__)
@@ -128,10 +129,13 @@ class LocalStore:
         return offset
 
     @contextlib.contextmanager
-    def lock(self, keys: Iterable[FeatureKey]) -> Iterator[None]:
+    def lock(self, keys: Iterable[FeatureKey], *, wait: bool = True) -> Iterator[None]:
         """Hold the right to write ``keys``; wait, and say so, while another job holds one of them.
 
         A job that dies lets go by itself. Keys are taken in one fixed order, so two jobs cannot block each other.
+
+        Raises:
+            BusyError: another job holds one, and ``wait`` is False.
         """
         with contextlib.ExitStack() as held:
             for key in sorted({key.digest: key for key in keys}.values(), key=lambda key: key.digest):
@@ -139,6 +143,8 @@ class LocalStore:
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:
+                    if not wait:
+                        raise BusyError(f"another job is computing features {key}") from None
                     log.warning("waiting for another job that is computing features %s", key)
                     lock.acquire(poll_interval=0.1)
                 held.callback(lock.release)

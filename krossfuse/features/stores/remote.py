@@ -147,13 +147,13 @@ class FsspecStore:
         return sha.hexdigest()
 
     @contextlib.contextmanager
-    def lock(self, keys: Iterable[FeatureKey]) -> Iterator[None]:
+    def lock(self, keys: Iterable[FeatureKey], *, wait: bool = True) -> Iterator[None]:
         """Hold the right to write ``keys`` among the jobs of this machine; those of others are not waited for.
 
         What an earlier job computed and could not upload is uploaded now.
         """
         wanted = list(keys)
-        with self.cache.lock(wanted):
+        with self.cache.lock(wanted, wait=wait):
             for key in wanted:
                 if key in self.cache and key not in self:
                     self._upload(key)
