@@ -25,7 +25,7 @@ from krossfuse.encoders.base import Encoder
 from krossfuse.encoders.bundled import MiniLM
 
 TEXTS = ["a cat", "the dog sat on a cat and on a dog", "sat"]
-WORDS = "<pad> <s> </s> <unk> <mask> a cat the dog sat on and query: prefix".split()
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", "a", "cat", "the", "dog", "sat", "on", "and", "query:", "prefix"]
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 PIXELS = {"image_size": 28, "patch_size": 7}
 TOKENS = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
