@@ -97,8 +97,8 @@ def caltech101(files: Files) -> None:
         files.images(f"caltech101/101_ObjectCategories/{folder}", (f"image_{i:04}.jpg" for i in range(1, 4)))
 
 
-def food101(files: Files) -> None:
-    for split, numbers in (("train", range(3)), ("test", range(3, 5))):
+def food101(files: Files, each: int = 3) -> None:
+    for split, numbers in (("train", range(each)), ("test", range(each, each + 2))):
         lists = {c: [f"{c}/{i}" for i in numbers] for c in ("apple_pie", "baby_back_ribs")}
         files.write(f"food-101/meta/{split}.json", json.dumps(lists))
         for of_class in lists.values():
@@ -209,10 +209,10 @@ def ucf101(files: Files) -> None:
     files.write("split_zhou_UCF101.json", json.dumps(split))
 
 
-def karpathy(files: Files, file: str, folders: dict[str, str]) -> None:
+def karpathy(files: Files, file: str, folders: dict[str, str], each: int = 2) -> None:
     """``folders``: by split, the image's folder; captions as in the real files, one image with a sixth."""
     images = []
-    for i, split in enumerate([*folders] * 2):
+    for i, split in enumerate([*folders] * each):
         sentences = [{"raw": f"caption {j} of\n image {i} ", "tokens": []} for j in range(6 if i == 0 else 5)]
         place = {"filepath": folders[split]} if folders[split] else {}
         images.append({**place, "filename": f"{i:012}.jpg", "split": split, "sentences": sentences, "imgid": i})

@@ -24,7 +24,9 @@ from krossfuse.probes.subsets import FewShotSubset
 from krossfuse.results.runs import read_runs
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(
+    file.stem for file in (CONF / "experiment").glob("*.yaml") if not file.stem.startswith("paper_")
+)  # the paper's studies: test_studies.py
 FEDERATION = [f"probe.federated_probe.{option}" for option in ("label_sets=[class]", "clients=8", "rounds=2")]
 TOY = {
     # What makes an experiment small: one seed, one small dimension, one value where it sweeps many.

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from krossfuse.report.board import Board, Column, Row
-from krossfuse.report.values import format_value
+from krossfuse.report.values import format_difference, format_value
+from krossfuse.results.aggregate import Cell
 
 SOURCE = "arXiv 2506.08645 v2"
 
@@ -30,7 +31,7 @@ _FILES = {
     "table11_concatenation": {},
 }
 _COUNTERPARTS = {
-    "cross_modal": ("CLIP",),
+    "cross_modal": ("CLIP", "OpenCLIP", "baseline"),
     "image_expert": ("DINOv2",),
     "text_expert": ("E5", "SRoBERTa"),
     "concatenation": ("Concatenation",),
@@ -43,6 +44,38 @@ _COUNTERPARTS = {
     "comm": ("COMM",),
 }
 """By fusion, how the names of the paper's methods begin that it is set beside: the first of these that is there."""
+
+
+_KPOMRP = "kpomrp"
+"""A sketch here, and a method of its own in the paper."""
+
+_DATASETS = {
+    "oxfordpets": "oxfordiiitpet",
+    "imagewoof": "imagenetdogs",
+    "imagenettypographic": "typoattackedimagenet",
+}
+"""Data sets that the paper calls otherwise, by :func:`same_name`."""
+
+_PAIRS = {
+    **dict.fromkeys(("clip_dinov2", "clip_e5", "clip_sroberta", "clip_dinov2_e5"), "clip_b32"),
+    "clip_l14_dinov2": "clip_l14",
+    "siglip_dinov2": "siglip_b16",
+}
+"""The cross-modal encoder of each pair that has a name of its own."""
+
+_ENCODERS = {
+    "openclip_h14": "OpenCLIP ViT-H/14",
+    "openclip_l14": "OpenCLIP ViT-L/14",
+    "clip_l14_336": "ViT-L/14@336",
+    "clip_l14": "ViT-L/14",
+    "clip_b32": "ViT-B/32",
+    "siglip": "SigLIP",
+    "mobileclip": "MobileCLIP",
+    "openvision": "OpenVision",
+}
+"""By the beginning of a cross-modal encoder's name, the paper's; a name that holds another stands before it."""
+
+_TEXT_EXPERTS = {"e5": "E5", "sroberta": "SRoBERTa"}
 
 
 def same_name(name: str) -> str:
@@ -108,7 +141,26 @@ def _matching(values: pd.DataFrame, column: Column) -> pd.DataFrame:
     return values[mask]
 
 
+def _of_pair(values: pd.DataFrame, pair: str) -> pd.DataFrame:
+    """Return the paper's values of a pair's encoders; of a pair that it has not, all."""
+    parts = _PAIRS.get(pair, pair).split("+") + pair.split("_")[1:] * (pair in _PAIRS)
+    cross = next((paper for name, paper in _ENCODERS.items() for part in parts if part.startswith(name)), None)
+    if cross is None:
+        return values
+    methods = values["method"]
+    encoder = methods.map(lambda method: next((paper for paper in _ENCODERS.values() if paper in method), "ViT-B/32"))
+    alone = methods.str.match("|".join(("DINOv2", *_TEXT_EXPERTS.values())))
+    kept = (encoder == cross) | alone
+    experts = [paper for name, paper in _TEXT_EXPERTS.items() if any(part.startswith(name) for part in parts)]
+    if experts:
+        others = [paper for paper in _TEXT_EXPERTS.values() if paper not in experts]
+        kept &= ~methods.str.contains("|".join(others))
+    return values[kept]
+
+
 def _counterparts(row: Row, values: pd.DataFrame) -> pd.DataFrame:
+    if _KPOMRP in row.name.lower():
+        return values[values["method"].str.match("KPoMRP")]
     for name in _COUNTERPARTS.get(row.fusion, ()):
         found = values[values["method"].str.match(rf"{re.escape(name)}\b")]
         if len(found):
@@ -119,18 +171,22 @@ def _counterparts(row: Row, values: pd.DataFrame) -> pd.DataFrame:
 def paper_beside_measured(boards: Sequence[Board]) -> pd.DataFrame:
     """Return, where a dataset is one of the paper's, its values beside the measured ones; else an empty table.
 
-    Columns, all text: ``data``, ``measurement``, ``method``, ``dim``, ``measured``, and ``paper`` (its methods with
-    their values, and the number of its table). A method that only the paper has stands with ``measured`` empty.
+    Columns, all text: ``data``, ``pair``, ``measurement``, ``method``, ``dim``, ``measured`` (with its interval),
+    ``paper`` (its methods with their values, and the number of its table) and ``difference`` (measured less paper, for
+    each of these, and whether it is larger than the interval, which is all that is known of chance: the paper gives
+    none). A method that only the paper has stands with ``measured`` empty.
     """
     rows: list[dict[str, Any]] = []
     everything = paper_values()
     for board in boards:
-        values = everything[everything["dataset"].map(same_name) == same_name(board.data)]
+        name = same_name(board.data)
+        values = everything[everything["dataset"].map(same_name) == _DATASETS.get(name, name)]
+        values = _of_pair(values, board.pair)
         for column in board.columns:
             there = _matching(values, column)
             if there.empty:
                 continue
-            shared = {"data": board.data, "measurement": column.name}
+            shared = {"data": board.data, "pair": board.pair, "measurement": column.name}
             used: set[int] = set()
             for row in (row for row in board.rows if column.key in row.cells):
                 cell = row.cells[column.key]
@@ -141,10 +197,22 @@ def paper_beside_measured(boards: Sequence[Board]) -> pd.DataFrame:
                     | {"method": row.label, "dim": str(row.dim)}
                     | {"measured": format_value(column.declared, cell["mean"], cell["half_width"])}
                     | {"paper": "; ".join(_quote(value, column) for _, value in beside.iterrows()) or "–"}
+                    | {"difference": "; ".join(_difference(cell, value, column) for value in beside["value"]) or "–"}
                 )
             for _, value in there.drop(index=list(used)).iterrows():
-                rows.append(shared | {"method": "–", "dim": "", "measured": "–", "paper": _quote(value, column)})
-    return pd.DataFrame(rows, columns=["data", "measurement", "method", "dim", "measured", "paper"])
+                rows.append(shared | {"method": "–", "dim": "", "measured": "–"}
+                            | {"paper": _quote(value, column), "difference": "–"})  # fmt: skip
+    columns = ["data", "pair", "measurement", "method", "dim", "measured", "paper", "difference"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _difference(cell: Cell, paper: float, column: Column) -> str:
+    """Return how far a measured value is from the paper's, and whether that is more than the interval's half width."""
+    difference, half = cell["mean"] - paper, cell["half_width"]
+    text = format_difference(column.declared, difference)
+    if pd.isna(half):
+        return f"{text} (no interval)"
+    return f"{text} ({'larger than' if abs(difference) > half else 'within'} the interval)"
 
 
 def _quote(value: pd.Series[Any], column: Column) -> str:
