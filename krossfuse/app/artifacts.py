@@ -53,7 +53,7 @@ def keep_artifacts(
     """
     features: dict[str, dict[str, str]] = {}
     if isinstance(source, Extraction) and source.store is not None:
-        features = {str(part): {role: key.digest for role, key in of.items()} for part, of in source.keys().items()}
+        features = {str(unit): {role: key.digest for role, key in of.items()} for unit, of in source.unit_keys()}
     about = {**about, "seed": cfg["seed"], "fingerprint": source.info.fingerprint}
     stem = re.sub(r"[^\w.-]+", "-", session.label).strip("-")
     for fold, (method, space) in fused.items():
