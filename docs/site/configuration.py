@@ -12,7 +12,9 @@ import yaml
 
 GROUPS = {
     "pair": "The frozen encoders that are fused: a cross-modal one and its experts.",
+    "encoder": "Encoders by name; `pair=clip_b32+dinov2_b14` composes them.",
     "data": "What is encoded and measured: a data set, a file of embeddings, or features that are drawn.",
+    "data/form": "What the data sets of one form have in common; those by name are made of these.",
     "fusion": "How the encoders' features become one embedding.",
     "fusion/kernel": "The kernel of each parent that `fusion=rp_krossfuse` multiplies (`expert_kernel` and "
     "`product_kernel` take the same options).",

@@ -24,6 +24,7 @@ NEEDS: dict[str, list[str]] = {
     # What an option cannot do without: a path, or a method that takes it.
     "data=image_folder": ["data.root=images"],
     "data=embeddings": ["data.path=features.npz"],
+    "data=imagenet_typographic": ["data.base.root=imagenet"],
     "data=mnist": ["data.root=mnist"],
     "data=mnist_pixels": ["data.root=mnist", "job=federated_mnist"],
     "job=federated_mnist": ["data.root=mnist", "data=mnist_pixels"],
@@ -50,11 +51,22 @@ def check(*overrides: str) -> None:
     app.check(app.job_config(cfg), dict(cfg.hydra.runtime.choices), data=False)
 
 
+def needed(choice: str) -> list[str]:
+    """Return what an option cannot do without: NEEDS, and the folder of a set by name; texts take no image expert."""
+    if choice in NEEDS or not choice.startswith("data="):
+        return NEEDS.get(choice, [])
+    data = composed(choice).data
+    words = [f"data.{key}=somewhere" for key in ("root", "path", "manifest") if key in data and data[key] is None]
+    return words + (["pair=openmoji_text"] if data._target_.startswith("krossfuse.data.text.") else [])
+
+
 @pytest.mark.parametrize(("group", "option"), CASES, ids=lambda value: str(value))
 def test_every_option_of_every_group_builds(group: str, option: str) -> None:
+    if option.startswith("huggingface"):
+        pytest.importorskip("datasets")
     choice = f"{group}=[{option}]" if group == "probe" else f"{group}={option}"
     probe = ["probe=[federated_probe]"] if group.startswith("federated/") else []
-    check(choice, *NEEDS.get(choice, []), *probe)
+    check(choice, *needed(choice), *probe)
 
 
 @pytest.mark.parametrize(
