@@ -47,4 +47,4 @@ def test_a_sweep_over_shards_and_a_job_that_takes_what_is_left(tmp_path: Path) -
     assert "2 shards encoded by this job" in out  # val, and the class texts
     out = krossfuse(tmp_path, "job=encode", *OPTIONS)
     assert "0 shards encoded by this job" in out
-    assert "job.shard=9: 'shards' has 4 shards" in krossfuse(tmp_path, "job=encode", "job.shard=9", *OPTIONS, status=1)
+    assert "job.shard=9: 'shards' has 4 shards" in krossfuse(tmp_path, "job=encode", "job.shard=9", *OPTIONS, status=2)
