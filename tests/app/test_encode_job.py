@@ -1,0 +1,50 @@
+"""Encoding alone, by the real command: the manifest, each shard a point of a sweep, then all that is left at once."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+OPTIONS = (
+    *("data=shards", "data.manifest=tars/manifest.json", "pair=openmoji_image", "logger=none", "paths.store=store"),
+    *("data.num_workers=0", "extraction.progress=false", "trainer=cpu"),
+)
+
+
+def krossfuse(folder: Path, *arguments: str, status: int = 0) -> str:
+    command = [sys.executable, "-m", "krossfuse", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_over_shards_and_a_job_that_takes_what_is_left(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        (tmp_path / "tars" / split).mkdir(parents=True)
+        with tarfile.open(tmp_path / "tars" / split / "0.tar", "w") as tar:
+            for i in range(4):
+                buffer = io.BytesIO()
+                Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(buffer, "png")
+                for ending, data in (("png", buffer.getvalue()), ("cls", str(i % 2).encode())):
+                    info = tarfile.TarInfo(f"{i}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    assert "train: 1 shards, 4 items" in krossfuse(tmp_path, "shards", "tars", "--classes", "names.txt")
+    out = krossfuse(tmp_path, "-m", "job=encode", "job.shard=0,2", *OPTIONS)
+    assert "2 of 2 points done" in out
+    assert "nothing was measured" in out
+    out = krossfuse(tmp_path, "job=encode", *OPTIONS)
+    assert "2 shards encoded by this job" in out  # val, and the class texts
+    out = krossfuse(tmp_path, "job=encode", *OPTIONS)
+    assert "0 shards encoded by this job" in out
+    assert "job.shard=9: 'shards' has 4 shards" in krossfuse(tmp_path, "job=encode", "job.shard=9", *OPTIONS, status=2)
