@@ -30,6 +30,12 @@ NEEDS: dict[str, list[str]] = {
     "job=federated_mnist": ["data.root=mnist", "data=mnist_pixels"],
     "data=senteval": ["data.root=text", "pair=openmoji_text"],
     "data=text_files": ["data.root=texts", "data.files={all: all.txt}", "pair=openmoji_text"],
+    **{f"data={task}": ["pair=openmoji_text"] for task in ("mr", "cr", "subj", "mpqa", "sst2", "trec")},
+    "data=image_list": ["data.root=images", "data.file=split_zhou_made.json"],
+    "data=webdataset": ["data.root=tars"],
+    "data=webdataset_captions": ["data.root=tars"],
+    "data=huggingface": ["data.path=parquet"],
+    "data=huggingface_captions": ["data.path=parquet"],
     "store=fsspec": ["store.url=memory://features"],
     "pair=none": ["data=embeddings", "data.path=features.npz"],
     "fusion=text_expert": ["pair=openmoji_text"],
@@ -51,22 +57,15 @@ def check(*overrides: str) -> None:
     app.check(app.job_config(cfg), dict(cfg.hydra.runtime.choices), data=False)
 
 
-def needed(choice: str) -> list[str]:
-    """Return what an option cannot do without: NEEDS, and the folder of a set by name; texts take no image expert."""
-    if choice in NEEDS or not choice.startswith("data="):
-        return NEEDS.get(choice, [])
-    data = composed(choice).data
-    words = [f"data.{key}=somewhere" for key in ("root", "path", "manifest") if key in data and data[key] is None]
-    return words + (["pair=openmoji_text"] if data._target_.startswith("krossfuse.data.text.") else [])
-
-
 @pytest.mark.parametrize(("group", "option"), CASES, ids=lambda value: str(value))
-def test_every_option_of_every_group_builds(group: str, option: str) -> None:
+def test_every_option_of_every_group_builds(group: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("KROSSFUSE_DATA", "KROSSFUSE_TORCHVISION", "KROSSFUSE_SENTEVAL"):  # where published sets lie
+        monkeypatch.setenv(variable, "sets")
     if option.startswith("huggingface"):
         pytest.importorskip("datasets")
     choice = f"{group}=[{option}]" if group == "probe" else f"{group}={option}"
     probe = ["probe=[federated_probe]"] if group.startswith("federated/") else []
-    check(choice, *needed(choice), *probe)
+    check(choice, *NEEDS.get(choice, []), *probe)
 
 
 @pytest.mark.parametrize(
