@@ -43,6 +43,7 @@ TOY = {
     "cepam": ["fusion.dim=48", "seed=0,1", *FEDERATION],
     "cepam_clients": ["fusion.dim=48", "seed=0", *FEDERATION],
 }
+SLOW = ("baselines", "cepam_clients", "defaults")
 Run = Callable[..., Path]
 
 
@@ -96,7 +97,14 @@ def finished(folder: Path) -> int:
     return len(runs)
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in ("senteval", "cepam_mnist")])
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in EXPERIMENTS
+        if name not in ("senteval", "cepam_mnist")
+    ],
+)
 def test_every_experiment_runs(experiment: str, command: Run, features: Path) -> None:
     sweep = command(
         "-m",

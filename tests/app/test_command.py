@@ -36,6 +36,7 @@ NEEDS: dict[str, list[str]] = {
     "data=webdataset_captions": ["data.root=tars"],
     "data=huggingface": ["data.path=parquet"],
     "data=huggingface_captions": ["data.path=parquet"],
+    "data=shards": ["data.manifest=shards.json"],
     "store=fsspec": ["store.url=memory://features"],
     "pair=none": ["data=embeddings", "data.path=features.npz"],
     "fusion=text_expert": ["pair=openmoji_text"],

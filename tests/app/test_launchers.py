@@ -86,6 +86,7 @@ def test_ray_computes_the_same(options: list[str], tmp_path: Path) -> None:
     assert sweeps.values(tmp_path / "s") == sweeps.values(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_several_tasks_in_this_process_compute_the_same(tmp_path: Path) -> None:
     sweeps.made(tmp_path)
     grid = ["fusion.dim=24", "seed=range(5)"]

@@ -213,7 +213,9 @@ def test_killed_twice_and_started_again_each_point_is_computed_once(n: int, tmp_
     assert sweeps.values(tmp_path / "s") == sweeps.values(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_sweep_that_is_stopped_reports_what_there_is(sent: signal.Signals, status: int, tmp_path: Path) -> None:
     sweeps.made(tmp_path)
     process = sweeps.start(tmp_path, "fusion.dim=24,32", "seed=range(100)", "hydra.sweep.dir=s")

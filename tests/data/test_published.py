@@ -136,7 +136,7 @@ TEXTS = {
 
 ELSEWHERE = {
     *("embeddings", "image_folder", "mnist", "mnist_pixels", "openmoji", "openmoji_typographic", "senteval"),
-    *("text_files", "typographic", "imagenet_typographic", "huggingface", "huggingface_captions"),
+    *("text_files", "typographic", "imagenet_typographic", "huggingface", "huggingface_captions", "shards"),
 }
 """Options that other tests build."""
 

@@ -281,6 +281,7 @@ def test_errors_name_item_part_and_what_is_missing() -> None:
     assert sizes_of(data) == {p: len(data.items(p)) for p in data.parts()}
 
 
+@pytest.mark.slow
 def test_the_bundled_pair_streams_emoji(tmp_path: Path) -> None:
     from krossfuse.data.openmoji import OpenMoji
     from krossfuse.encoders.bundled import EfficientNetLite0, OpenMojiCLIP

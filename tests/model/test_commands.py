@@ -28,6 +28,7 @@ from krossfuse.model.search import Index, load_index, save_index
 TEST = Part("test", "image")
 
 
+@pytest.mark.slow
 def test_a_run_without_its_fusion_becomes_the_same_model(run: Path, saved: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "run"))
     (other / "fusion.safetensors").unlink()
