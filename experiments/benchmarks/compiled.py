@@ -49,7 +49,7 @@ def features(rows: int, seed: int) -> list[Tensor]:
 
 
 def measure(dim: int, batches: Sequence[int], rounds: int = ROUNDS) -> list[dict[str, Any]]:
-    """Return, by method and batch: rows a second of both, the ratio, the largest difference, and the seconds to compile.
+    """Return, by method and batch: rows a second of both, their ratio, the largest difference, the seconds to compile.
 
     Args:
         dim: of the sketches.
