@@ -43,7 +43,6 @@ def blocks(page: Path) -> list[Block]:
 def follow(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Do all that a page says, in a folder, and return the names of its Python session."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("COLUMNS", "120")  # what a pipe gets where nothing is said; another test may have said something
     monkeypatch.syspath_prepend(str(folder))
     names: dict[str, object] = {"__name__": "__tutorial__"}
     said: str | None = ""
