@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import errno
 import gzip
 import hashlib
 import logging
-import socket
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from krossfuse.core.errors import ConfigError, KrossFuseError
-from krossfuse.report.dashboard.page import as_json, following_page
+from krossfuse.core.local_server import LocalHandler, LocalServer, as_json
+from krossfuse.report.dashboard.page import following_page
 from krossfuse.report.dashboard.payload import payload
 from krossfuse.report.page import find, report_title
 from krossfuse.results.errors import ResultsError
@@ -27,13 +23,7 @@ from krossfuse.results.index import folder_digest, open_runs
 
 log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
 PORT = 8265
-MOST_CONNECTIONS = 16
-"""Requests that are answered at a time; others are told to come again."""
-PATIENCE = 10.0
-"""Seconds that a connection may be silent."""
-BUSY = b"HTTP/1.0 503 Busy\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n"
 LEAST_PAUSE, SHARE = 1.0, 4.0
 """Seconds between two looks at the folders, at least; and how many times as long as the last look took."""
 
@@ -114,7 +104,7 @@ class Follower:
             self._stop.wait(max(LEAST_PAUSE, SHARE * (time.monotonic() - began)))
 
 
-class Server(ThreadingHTTPServer):
+class Server(LocalServer):
     """Serves the page and its data on the loopback.
 
     Args:
@@ -122,114 +112,42 @@ class Server(ThreadingHTTPServer):
         port: 0: any free one.
 
     Raises:
-        ConfigError: the port is no port, is in use, or needs rights that the user has not.
+        ConfigError: see :class:`~krossfuse.core.local_server.LocalServer`.
     """
 
-    daemon_threads = True
-    allow_reuse_address = True
-
     def __init__(self, follower: Follower, port: int = PORT) -> None:
-        if not 0 <= port <= 65535:
-            raise ConfigError(f"port={port} must be a number from 1 to 65535, or 0 for any that is free")
         self.follower = follower
         self.page = gzip.compress(following_page(f"KrossFuse: {report_title(follower.folders)}").encode(), 5)
-        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        try:
-            super().__init__((HOST, port), Handler)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                reason = "is in use, perhaps by another dashboard"
-            elif error.errno == errno.EACCES:
-                reason = "needs rights that you do not have"
-            else:
-                raise
-            raise ConfigError(
-                f"port={port} {reason}; say --port with another, or --port 0 for any that is free"
-            ) from None
-
-    @property
-    def address(self) -> str:
-        """Where the page is."""
-        return f"http://{HOST}:{self.server_address[1]}/"
-
-    def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: Any) -> None:
-        """Answer in a thread, if there is room for one."""
-        if not self._room.acquire(blocking=False):
-            assert isinstance(request, socket.socket)
-            with contextlib.suppress(OSError):
-                request.settimeout(0.2)
-                request.recv(65536)  # a connection that is closed with its question unread takes the answer with it
-                request.sendall(BUSY)
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: socket.socket | tuple[bytes, socket.socket], client_address: Any) -> None:
-        """Answer, and make room."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a browser that has gone."""
-        log.debug("a request was not answered", exc_info=True)
+        super().__init__(Handler, port)
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(LocalHandler):
     """Answers ``/``, ``/data?since=VERSION`` and ``/scores?version=VERSION``; nothing can be changed."""
 
     server: Server
-    server_version = "krossfuse"
-    sys_version = ""
-    timeout = PATIENCE
 
     def do_GET(self) -> None:
         """Answer."""
-        if not self._is_for_us():
-            self._send(403, b"this page is for this machine alone", "text/plain")
+        if not self.is_for_us():
             return
         parts = urlsplit(self.path)
         query = parse_qs(parts.query)
         follower = self.server.follower
         waiting, content = follower.waiting, follower.content
         if parts.path == "/":
-            self._send(200, self.server.page, "text/html; charset=utf-8", compressed=True)
+            self.send(200, self.server.page, "text/html; charset=utf-8", compressed=True)
         elif parts.path == "/data":
             has = content is not None and query.get("since") == [content.version]
             if content is None or (has and waiting):
-                self._send(200, as_json({"waiting": waiting}), "application/json")
+                self.send(200, as_json({"waiting": waiting}), "application/json")
             elif has:
-                self._send(204, b"", "application/json")
+                self.send(204, b"", "application/json")
             else:
-                self._send(200, content.data, "application/json", compressed=True)
+                self.send(200, content.data, "application/json", compressed=True)
         elif parts.path == "/scores" and content is not None and query.get("version") == [content.version]:
-            self._send(200, content.scores, "application/octet-stream", compressed=True)
+            self.send(200, content.scores, "application/octet-stream", compressed=True)
         else:
-            self._send(404, b"there is nothing here", "text/plain")
-
-    def _is_for_us(self) -> bool:
-        """Whether the browser asked for this machine: another site's name that leads here must not read it."""
-        host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
-        return host in (HOST, "localhost", "[::1]")
-
-    def _send(self, status: int, body: bytes, kind: str, *, compressed: bool = False) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        if compressed:
-            self.send_header("Content-Encoding", "gzip")
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("X-Frame-Options", "DENY")
-        self.send_header("Referrer-Policy", "no-referrer")
-        self.end_headers()
-        if status != 204:
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep requests out of the terminal."""
-        log.debug(format, *args)
+            self.send(404, b"there is nothing here", "text/plain")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -252,11 +170,8 @@ def main(argv: list[str] | None = None) -> int:
     follower = Follower(arguments.folders, arguments.baseline)
     with Server(follower, arguments.port) as server:
         follower.start()
-        print(f"{server.address} shows {report_title(arguments.folders)}; Ctrl-C ends it", flush=True)
         try:
-            server.serve_forever(poll_interval=0.2)
-        except KeyboardInterrupt:
-            print("ended")
+            server.serve_until_interrupted(f"{server.address} shows {report_title(arguments.folders)}; Ctrl-C ends it")
         finally:
             follower.stop()
     return 0

@@ -18,8 +18,9 @@ import pytest
 from browser import Browser
 
 from krossfuse.core.errors import ConfigError
+from krossfuse.core.local_server import HOST, MOST_CONNECTIONS
 from krossfuse.report import serve
-from krossfuse.report.serve import HOST, Follower, Server, main
+from krossfuse.report.serve import Follower, Server, main
 from krossfuse.results.errors import ResultsError
 
 
@@ -111,7 +112,7 @@ def test_it_answers_this_machine_and_only_what_it_has(quickstart: Path) -> None:
 def test_connections_are_limited_and_silent_ones_end(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve.Handler, "timeout", 4.0)
     with serving(quickstart) as server, contextlib.ExitStack() as stack:
-        for _ in range(serve.MOST_CONNECTIONS):
+        for _ in range(MOST_CONNECTIONS):
             stack.enter_context(socket.create_connection(server.server_address[:2], timeout=10))
         statuses = [get(server, "/")[0]]
         deadline = time.monotonic() + 40

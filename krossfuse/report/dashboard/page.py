@@ -10,7 +10,6 @@ import base64
 import functools
 import gzip
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from krossfuse.core.errors import ConfigError
+from krossfuse.core.local_server import as_json
 from krossfuse.report.board import Board, Column
 from krossfuse.report.cells import cell_text, is_best, notes_for, row_names
 from krossfuse.report.dashboard.payload import Payload
@@ -92,11 +92,6 @@ def following_page(title: str) -> str:
         title=title, follow=True, summary="", warnings=[], boards=[], frames=[], few_shot=empty, paper=empty,
         source=SOURCE, pictures=[], left_out="", data="", scores="",
     )  # fmt: skip
-
-
-def as_json(data: Any) -> bytes:
-    """Return JSON without spaces."""
-    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _render(**values: Any) -> str:

@@ -83,7 +83,8 @@ def older_index(folder: Path) -> None:
 
 def port_in_use(folder: Path) -> None:
     """Ask for a dashboard on a port that another process has."""
-    from krossfuse.report.serve import HOST, main
+    from krossfuse.core.local_server import HOST
+    from krossfuse.report.serve import main
 
     with socket.socket() as taken:
         taken.bind((HOST, 0))
