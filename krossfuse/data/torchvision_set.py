@@ -69,7 +69,7 @@ LAYOUTS: Mapping[str, Layout] = {
     **dict.fromkeys(("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100"), Layout(_FLAG)),
     "SVHN": Layout(_TWO, labels=lambda data: data.labels, classes=None),
     "Food101": _listed(_TWO),
-    "Flowers102": _listed(_THREE),
+    "Flowers102": _listed(_THREE, classes=None),  # torchvision below 0.23 does not know their names
     "DTD": _listed(_THREE),
     "FGVCAircraft": _listed(_THREE),
     "OxfordIIITPet": _listed({TRAIN: {"split": "trainval"}, TEST: {"split": "test"}}, files=lambda data: data._images),

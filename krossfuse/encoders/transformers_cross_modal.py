@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,10 @@ class _HFCrossModal(EncoderModule):
         self.network, self.transform, self.tokenizer = network, transform, tokenizer
         self.padding, self.max_length = padding, max_length
         self.blip = hasattr(network, "vision_proj")
+        # Tokenizers of other models make more than a text tower takes, which only newer transformers ignore.
+        features: Any = None if self.blip else network.get_text_features
+        takes = {} if features is None else inspect.signature(features).parameters
+        self.takes = None if any(p.kind is p.VAR_KEYWORD for p in takes.values()) else set(takes)
         self.dim = output_dim(self, "text")
 
     def prepare_image(self, image: Image) -> Tensor:
@@ -142,7 +147,8 @@ class _HFCrossModal(EncoderModule):
         if self.blip:
             kept = {name: batch[name] for name in ("input_ids", "attention_mask")}
             return _tensor(network.text_proj(network.text_encoder(**kept).last_hidden_state[:, 0]))
-        return _tensor(network.get_text_features(**batch))
+        kept = {name: value for name, value in batch.items() if self.takes is None or name in self.takes}
+        return _tensor(network.get_text_features(**kept))
 
 
 def _tensor(output: Any) -> Tensor:

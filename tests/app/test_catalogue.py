@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,9 @@ def test_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert at_hand("pairs", "clip_e5") is False
 
 
+@pytest.mark.skipif(
+    version("open_clip_torch").startswith("3.0."), reason="open_clip 3.0 does not know the newest of them"
+)
 def test_the_names_of_the_hub_are_those_of_the_libraries() -> None:
     """What is declared as the source of a tag is where the library gets it."""
     import yaml

@@ -356,6 +356,8 @@ def test_hub_cache_is_used_without_the_hub(bert: Path, tmp_path: Path, monkeypat
     for file in bert.iterdir():
         (snapshot / file.name).write_bytes(file.read_bytes())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    # Older versions of the library took a copy of it when they were imported.
+    monkeypatch.setattr("huggingface_hub._snapshot_download.HF_HUB_CACHE", str(tmp_path), raising=False)
     assert local_or_hub("owner/tiny", None, needs=[["config.json"]]) == snapshot
     assert HFText(model="owner/tiny").fingerprint("text")["weights"] == weights_digest(bert)
 

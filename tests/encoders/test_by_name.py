@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +382,9 @@ def test_what_is_declared_changes_no_digest() -> None:
     assert config_digest(one) == config_digest(other) != config_digest(third)
 
 
+@pytest.mark.skipif(
+    version("open_clip_torch").startswith("3.0."), reason="open_clip 3.0 does not know the newest of them"
+)
 def test_declared_dimensions_of_open_clip_are_its_own() -> None:
     import open_clip
 
