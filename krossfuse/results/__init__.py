@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
+
+from krossfuse.core.lazy import attribute
 
 # Loaded when first used: a command that only reads a configuration needs none of the libraries behind them.
 _HOMES = {
@@ -18,9 +19,7 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return attribute(__name__, _HOME, name)
 
 
 def __dir__() -> list[str]:
