@@ -29,15 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device; there is none here"))
 
 
-@pytest.fixture(autouse=True)
-def _own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep every test away from the user's feature store, and from what a command run in this process has set."""
-    monkeypatch.setenv("KROSSFUSE_STORE", str(tmp_path / "store"))
-    for name in ("KROSSFUSE_CONF", "COLUMNS"):
-        monkeypatch.setenv(name, "")  # so that it is put back
-        monkeypatch.delenv(name)
-
-
 @pytest.fixture(scope="session")
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A feature store of all tests, in every worker, that only want features and not their making."""
