@@ -53,19 +53,20 @@ class Lbfgs:
         enough = f <= self.f + 1e-4 * self.step * self.slope
         flat = (f <= self.f + 1e-6 * self.f.abs()) & (slope.abs() <= 0.9 * self.slope.abs())
         accept = self.active & torch.isfinite(f) & (first | enough | flat)
+        every = bool(accept.all())  # as with a single problem: then nothing is to be chosen between old and new
         if bool((accept & ~first).any()):
             self._remember(accept & ~first, g)
         self.iterations = self.iterations + (accept & ~first)
         # A rejected step goes to the bottom of the parabola through both values and the slope.
         bend = 2 * (f - self.f - self.step * self.slope)
         shorter = self.step * (-self.slope * self.step / bend).nan_to_num(0.1).clamp(0.1, 0.5)
-        self.w = torch.where(accept[:, None], self.trial, self.w)
-        self.g = torch.where(accept[:, None], g, self.g)
+        self.w = self.trial if every else torch.where(accept[:, None], self.trial, self.w)
+        self.g = g if every else torch.where(accept[:, None], g, self.g)
         self.f = torch.where(accept, f, self.f)
         self.norm = torch.where(accept, norm, self.norm)
         if bool(accept.any()):
             direction = -self._inverse_hessian(self.g)
-            self.direction = torch.where(accept[:, None], direction, self.direction)
+            self.direction = direction if every else torch.where(accept[:, None], direction, self.direction)
             self.slope = torch.where(accept, _dot(self.g, self.direction), self.slope)
         # A step along the direction is expected to gain half the slope.
         self.gain = torch.where(accept, -self.slope / (2 * self.f.abs().clamp_min(1e-300)), self.gain)
@@ -80,8 +81,9 @@ class Lbfgs:
         self.trial = self.w + self.step[:, None].to(self.w.dtype) * self.direction
 
     def _remember(self, moved: Tensor, g: Tensor) -> None:
-        s = torch.where(moved[:, None], self.trial - self.w, 0)
-        y = torch.where(moved[:, None], g - self.g, 0)
+        s, y = self.trial - self.w, g - self.g
+        if not bool(moved.all()):
+            s, y = torch.where(moved[:, None], s, 0), torch.where(moved[:, None], y, 0)
         sy = _dot(s, y)
         keep = sy > 0
         yhy = _dot(y, self.precondition(y))
@@ -125,4 +127,6 @@ class Lbfgs:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the (P,) float64 inner products of the rows."""
+    if len(a) == 1:
+        return torch.dot(a[0], b[0]).double()[None]
     return (a[:, None] @ b[:, :, None])[:, 0, 0].double()

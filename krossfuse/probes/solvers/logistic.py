@@ -59,7 +59,7 @@ def fit_logistic(
     rows = Rows([part[None] for part in parts], device, block_rows, normalise)
     if 2 * rows.n <= rows.d:
         inner = torch.cat([block for _, block in rows], 1)
-        fits = [fit_rotated(inner, t.batched(), C, tol, max_iter, fit_intercept, path) for t in targets]
+        fits = fit_rotated(inner, [t.batched() for t in targets], C, tol, max_iter, fit_intercept, path)
     else:
         spectrum = nystrom(rows, centred=fit_intercept)
         prepared = [Prepared.of(t.batched(), rows, fit_intercept) for t in targets]
@@ -98,7 +98,7 @@ def fit_logistic_batch(
         ``weights`` (batch, n_C, K, d), ``intercepts`` (batch, n_C, K), and so on.
     """
     target = Target(labels, n_classes, weight=weight)
-    return fit_rotated(x, target, C, tol, max_iter, fit_intercept, path)
+    return fit_rotated(x, [target], C, tol, max_iter, fit_intercept, path)[0]
 
 
 @torch.no_grad()
@@ -126,5 +126,5 @@ def fit_kernel_logistic(
     Returns:
         ``weights`` (n_C, K, n), the dual coefficients.
     """
-    fit = fit_dual(gram[None], target.batched(), C, tol, max_iter, fit_intercept, True)
+    (fit,) = fit_dual(gram[None], [target.batched()], C, tol, max_iter, fit_intercept, True)
     return unbatched(fit, gram.device)

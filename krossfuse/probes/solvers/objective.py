@@ -144,7 +144,7 @@ class Prepared:
             if self.kind == "softmax":
                 # Singular along equal changes of all intercepts, which change nothing.
                 hessian = torch.diag_embed(mean) - second + 1 / self.columns
-                step = torch.linalg.lstsq(hessian, excess[..., None]).solution[..., 0]
+                step = torch.linalg.solve_ex(hessian, excess).result  # not finite where it cannot be solved
                 # Iterative scaling never overshoots: it serves where Newton's model is not to be trusted.
                 trusted = ((excess.abs() <= 0.3 * share).all(-1) & (step.abs().amax(-1) <= 1))[..., None]
                 step = torch.where(trusted, step, (mean.clamp_min(1e-12) / share.clamp_min(1e-12)).log().clamp(-3, 3))

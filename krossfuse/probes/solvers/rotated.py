@@ -18,41 +18,43 @@ _ROUNDING = 8
 
 
 def fit_rotated(
-    x: Tensor, target: Target, C: Sequence[float], tol: float, max_iter: int, intercept: bool, path: bool
-) -> LogisticFit:
-    """Fit a batch of problems (batch, n, d) in the eigenvectors of their Gram matrices, or covariances if n > d."""
+    x: Tensor, targets: Sequence[Target], C: Sequence[float], tol: float, max_iter: int, intercept: bool, path: bool
+) -> list[LogisticFit]:
+    """Fit a batch of problems (batch, n, d) in the eigenvectors of their Gram matrices, or covariances if n > d.
+
+    All targets share the rotation, which is of the rows as these weigh in all of them, and so the passes. Where they do
+    not weigh the same in each the preconditioner is a little off; the solutions are not.
+    """
     dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     inner = x.to(torch.float64)
     if x.shape[1] <= x.shape[2]:
-        fit = fit_dual(inner @ inner.transpose(1, 2), target, C, tol, max_iter, intercept, path, dtype=dtype)
+        fits = fit_dual(inner @ inner.transpose(1, 2), targets, C, tol, max_iter, intercept, path, dtype=dtype)
         # (batch, n_C, K, n) dual coefficients to weights: scores are inner products with the rows.
-        return replace(fit, weights=(fit.weights.double() @ inner[:, None]).to(dtype))
-    prepared = Prepared.of(target, Rows([inner]), intercept)
-    centred = inner - prepared.mean[:, None]
-    values, vectors = torch.linalg.eigh(centred.transpose(1, 2) @ (centred * prepared.weight[..., None]))
-    rows = Rows([(centred @ vectors).to(dtype)])
-    spectrum = Spectrum(values.clamp_min(0).to(dtype))
-    grid = C if target.C is None else target.C
-    (fit,) = solve_grid(rows, [Prepared.of(target, rows, intercept)], spectrum, [grid], tol, max_iter, path)
-    weights = fit.weights.double() @ vectors.transpose(1, 2)[:, None]
-    offset = (weights @ prepared.mean[:, None, :, None])[..., 0]
-    return replace(fit, weights=weights.to(dtype), intercepts=(fit.intercepts - offset).to(dtype))
+        return [replace(fit, weights=(fit.weights.double() @ inner[:, None]).to(dtype)) for fit in fits]
+    weight, mean = _common(targets, Rows([inner]), intercept)
+    centred = inner - mean[:, None]
+    values, vectors = torch.linalg.eigh(centred.transpose(1, 2) @ (centred * weight[..., None]))
+    fits = []
+    for fit in _solve(Rows([(centred @ vectors).to(dtype)]), values, targets, C, tol, max_iter, intercept, path):
+        weights = fit.weights.double() @ vectors.transpose(1, 2)[:, None]
+        offset = (weights @ mean[:, None, :, None])[..., 0]
+        fits.append(replace(fit, weights=weights.to(dtype), intercepts=(fit.intercepts - offset).to(dtype)))
+    return fits
 
 
 def fit_dual(
     gram: Tensor,
-    target: Target,
+    targets: Sequence[Target],
     C: Sequence[float],
     tol: float,
     max_iter: int,
     intercept: bool,
     path: bool,
     dtype: torch.dtype = torch.float64,
-) -> LogisticFit:
+) -> list[LogisticFit]:
     """Fit a batch of problems given by their (batch, n, n) kernel matrices; ``weights`` are dual coefficients."""
     gram = gram.double()
-    prepared = Prepared.of(target, Rows([gram]), intercept)
-    weight = prepared.weight
+    weight, _ = _common(targets, Rows([gram]), intercept)
     centred = gram
     if intercept:
         mean = gram @ weight[..., None]
@@ -64,15 +66,36 @@ def fit_dual(
     least = torch.maximum(1e-13 * values[:, -1:], _ROUNDING * torch.finfo(torch.float64).eps * size)
     inverse = torch.where(values > least, values.clamp_min(1e-300).rsqrt(), 0)
     dual = root[..., None] * vectors * inverse[:, None]
-    features = centred @ dual
-    rows = Rows([features.to(dtype)])
-    spectrum = Spectrum(values.clamp_min(0).to(dtype))
-    grid = C if target.C is None else target.C
-    (fit,) = solve_grid(rows, [Prepared.of(target, rows, intercept)], spectrum, [grid], tol, max_iter, path)
-    coefficients = fit.weights.double() @ dual.transpose(1, 2)[:, None]
-    intercepts = fit.intercepts.double()
-    if intercept:
-        # Coefficients sum to zero (the centred features do), so only the mean's inner products move the intercept.
-        coefficients = coefficients - coefficients.sum(-1, keepdim=True) * weight[:, None, None]
-        intercepts = intercepts - (coefficients @ mean[:, None])[..., 0]
-    return replace(fit, weights=coefficients.to(dtype), intercepts=intercepts.to(dtype))
+    fits = []
+    for fit in _solve(Rows([(centred @ dual).to(dtype)]), values, targets, C, tol, max_iter, intercept, path):
+        coefficients = fit.weights.double() @ dual.transpose(1, 2)[:, None]
+        intercepts = fit.intercepts.double()
+        if intercept:
+            # Coefficients sum to zero (the centred features do), so only the mean's inner products move the intercept.
+            coefficients = coefficients - coefficients.sum(-1, keepdim=True) * weight[:, None, None]
+            intercepts = intercepts - (coefficients @ mean[:, None])[..., 0]
+        fits.append(replace(fit, weights=coefficients.to(dtype), intercepts=intercepts.to(dtype)))
+    return fits
+
+
+def _common(targets: Sequence[Target], rows: Rows, intercept: bool) -> tuple[Tensor, Tensor]:
+    """Return what rows weigh in all targets together, (batch, n) summing to 1, and their (batch, d) mean."""
+    prepared = [Prepared.of(target, rows, intercept) for target in targets]
+    weight = torch.stack([one.weight for one in prepared]).mean(0)
+    return weight, torch.stack([one.mean for one in prepared]).mean(0)
+
+
+def _solve(
+    rows: Rows,
+    values: Tensor,
+    targets: Sequence[Target],
+    C: Sequence[float],
+    tol: float,
+    max_iter: int,
+    intercept: bool,
+    path: bool,
+) -> list[LogisticFit]:
+    """Solve targets on rows in the eigenvectors of their covariance, whose (batch, d) eigenvalues are given."""
+    prepared = [Prepared.of(target, rows, intercept) for target in targets]
+    grids = [C if target.C is None else target.C for target in targets]
+    return solve_grid(rows, prepared, Spectrum(values.clamp_min(0).to(rows.dtype)), grids, tol, max_iter, path)
