@@ -104,12 +104,14 @@ class PretendDevice(TorchDispatchMode):
     Attributes:
         operations: by device (``meta``, ``cpu``), floating-point operations of products and convolutions.
         largest: by device, the name and operations of the largest one.
+        looks: how often a value of the device was looked at, for which a GPU is waited for.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: Counter[str] = Counter()
         self.largest: dict[str, tuple[int, str]] = {}
+        self.looks = 0
         self._literals = _Literals()
 
     def __enter__(self) -> PretendDevice:
@@ -123,6 +125,7 @@ class PretendDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = run(func, args, kwargs or {})
+        self.looks += func is aten._local_scalar_dense.default and isinstance(args[0], There)
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
             device = NAME if any(isinstance(x, There) for x in tree_flatten(args)[0]) else "cpu"
