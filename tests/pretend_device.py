@@ -65,7 +65,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             shapes = [tuple(x.shape) for x in flat if isinstance(x, Tensor)]
             raise RuntimeError(f"{func}: expected all tensors to be on the same device, got both, {shapes}")
     args, kwargs = tree_unflatten([x.here if isinstance(x, There) else x for x in flat], spec)
-    if wanted is not None:
+    if wanted is not None and torch.device(wanted).type == NAME:
         kwargs["device"] = torch.device("cpu")
     out = func(*args, **kwargs)
     if func is aten.copy_.default:

@@ -58,6 +58,7 @@ from krossfuse.probes import KNN, LinearProbe, Probe, Retrieval, RidgeProbe, Zer
 from krossfuse.results.versions import versions
 
 INPUTS = InputSpec(cross_modal=512, image_experts={"dinov2": 768})
+GRID = (1.0, 10.0, 100.0, 1000.0)
 PAPER_MS = 0.14
 """Milliseconds that the paper reports for fusing a batch of 128."""
 
@@ -171,7 +172,8 @@ def bare(module: EncoderModule, clock: Clock, sizes: Sizes) -> list[dict[str, An
     side = module.prepare_image(Pictures.picture(0)).shape[-1]
     found = []
     module = module.to(clock.device)
-    for form, dtype in (("autocast", torch.float32), ("bf16", torch.bfloat16)):
+    forms = {"autocast": torch.float32, "bf16": torch.bfloat16} if clock.cuda else {"float32": torch.float32}
+    for form, dtype in forms.items():
         of_form = module.to(dtype)
         for batch in sizes.batches:
             for layout in (torch.contiguous_format, torch.channels_last):
@@ -196,15 +198,19 @@ def extraction(clock: Clock, sizes: Sizes, folder: Path) -> dict[str, Any]:
     clock.begin()
     ways = bare(encoder.module, clock, sizes)
     bare_peak = clock.peak()
-    best, best_autocast = ways[0], next(way for way in ways if way["form"] == "autocast")
+    best, best_autocast = ways[0], next(way for way in ways if way["form"] != "bf16")
     pair = Pair(name="bench", cross_modal=encoder)
-    options = {"accelerator": "gpu" if clock.cuda else "cpu", "devices": 1, "precision": "bf16-mixed"}
+    options = {
+        "accelerator": "gpu" if clock.cuda else "cpu",
+        "devices": 1,
+        "precision": "bf16-mixed" if clock.cuda else "32-true",
+    }
     trainers = TrainerFactory({**options, "float32_matmul_precision": "highest"})
     workers = max(1, len(os.sched_getaffinity(0)) - 1)
     result: dict[str, Any] = {
         "architecture": sizes.architecture,
         "images": sizes.images,
-        "precision": "bf16 autocast, features stored in float32",
+        "precision": "bf16 autocast, features stored in float32" if clock.cuda else "float32",
         "workers": workers,
         "bare": ways,
         "best_bare": best,
@@ -315,7 +321,7 @@ def probed(clock: Clock, sizes: Sizes) -> dict[str, Any]:
     """Run probes on the device and on the CPU, on the same features."""
     space = made_space(sizes.rows, sizes.dim, sizes.classes)
     kinds: dict[str, Callable[[str | None], Probe]] = {
-        "linear, 6 values of C": lambda device: LinearProbe(modalities=["image"], device=device),
+        f"linear, {len(GRID)} values of C": lambda device: LinearProbe(grid=GRID, modalities=["image"], device=device),
         "ridge, 8 values of alpha": lambda device: RidgeProbe(modalities=["image"], device=device),
         "k-NN": lambda device: KNN(device=device),
         "zero-shot": lambda device: ZeroShot(device=device),
@@ -406,10 +412,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stages: dict[str, Callable[[], Any]] = {
             "floors": lambda: floors(clock, sizes.square),
-            "fusion": lambda: fusion(clock, sizes),
             "extraction": lambda: extraction(clock, sizes, Path(folder)),
             "probes": lambda: probed(clock, sizes),
             "stream": lambda: stream(clock, sizes, result["floors"]),
+            "fusion": lambda: fusion(clock, sizes),
         }
         for name, stage in stages.items():
             start = time.perf_counter()

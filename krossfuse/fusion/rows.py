@@ -40,7 +40,7 @@ def can_look() -> bool:
     Then nothing is checked: what is refused otherwise comes out as NaN (:mod:`krossfuse.fusion.export`). Nor can they
     while a CUDA graph is captured.
     """
-    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
     return not (torch.compiler.is_compiling() or capturing)
 
 

@@ -64,7 +64,7 @@ def test_a_method_moves_whole(name: str, device: str, toy_bundle: FeatureBundle)
             moved = FusionMethod.to(method, device)
             there = moved.encode(modality, {role: of.to(device) for role, of in x.items()})
             assert there.device.type == device
-            assert torch.allclose(there.cpu(), here, atol=1e-5)
+            assert torch.allclose(there.cpu(), here, atol=1e-5 if device == NAME else 2e-4)
             method.to("cpu")
         assert device != NAME or pretended.operations["cpu"] == 0, pretended.largest
 
