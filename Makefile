@@ -138,6 +138,9 @@ bench-sweep: $(READY) ## What a sweep costs beside fusing and probing; OUT=FILE 
 bench-scale: $(READY) ## Fusion and probes from 100,000 rows on, streamed; ARGS="--largest 10000000"; OUT=FILE for the JSON and a plot
 	$(BIN)/python -m experiments.benchmarks.scale $(if $(OUT),--out $(OUT)) $(ARGS)
 
+bench-gpu: $(READY) ## On one CUDA device: extraction against the bare encoder, a fused batch, probes against the CPU; OUT=FILE for the JSON
+	$(BIN)/python -m experiments.benchmarks.gpu $(if $(OUT),--out $(OUT)) $(ARGS)
+
 # Ray's launcher pins cloudpickle, and so an older joblib: an environment of its own, from its own lock.
 LAUNCHERS := .venv-launchers
 $(LAUNCHERS)/.ready: pyproject.toml requirements.lock requirements-ray.lock

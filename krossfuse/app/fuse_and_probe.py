@@ -414,7 +414,9 @@ def fuse(
         return Fused(module, space, source.pair.name, lambda part, rows: module.encode_part(data, part, rows))
     bundle = source
     reference = {part: roles[CROSS_MODAL] for part, roles in bundle.features.items() if CROSS_MODAL in roles}
-    space = replace(space, kernel=kernel_of(method, bundle), reference=reference, parents=bundle.features)
+    space = replace(
+        space, kernel=kernel_of(method, bundle, lambda: trainers.device), reference=reference, parents=bundle.features
+    )
     return Fused(module, space, bundle.pair, lambda part, rows: {r: x[rows] for r, x in bundle[part].items()})
 
 

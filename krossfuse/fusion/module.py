@@ -21,18 +21,10 @@ from krossfuse.encoders.base import EncoderModule
 from krossfuse.features.encoding import Streams
 from krossfuse.features.plan import SHARD
 from krossfuse.fusion.base import Features, FusionMethod
-from krossfuse.fusion.batches import (
-    Batch,
-    PartRows,
-    RawRows,
-    Source,
-    StoredRows,
-    loader,
-    sizes_of,
-)
+from krossfuse.fusion.batches import Batch, PartRows, RawRows, Source, StoredRows, loader, sizes_of
 from krossfuse.fusion.fit import FIT_ROWS, fit_method, subset, training_parts
 from krossfuse.fusion.heads import Heads, Loss, Optimisers
-from krossfuse.fusion.rows import RowError, located
+from krossfuse.fusion.rows import RowError, holds, located, looked_at_once
 from krossfuse.fusion.sink import MEMORY_LIMIT, RowSink
 from krossfuse.fusion.stream import check_encoders, device_of, part_path, roles_of, select_roles
 from krossfuse.fusion.streaming import EachBatch, FusedStream
@@ -176,16 +168,21 @@ class FusionModule(pl.LightningModule):
         Raises:
             DataError: rows that cannot be fused.
         """
-        fused = self.method.encode(batch.modality, self.features(batch))
-        total = fused.detach().sum(dtype=torch.promote_types(fused.dtype, torch.float32))
-        # One cheap pass: a finite sum has finite terms only (a sum that overflows is looked at again).
-        if not bool(torch.isfinite(total)) and not bool(torch.isfinite(fused).all()):
-            bad = ~torch.isfinite(fused).all(1)
-            raise DataError(
-                f"the embeddings of {int(bad.sum())} of {len(bad)} rows leave the range of {fused.dtype}, the first at "
-                f"row {batch.first + int(bad.nonzero()[0])}; scale the features, or use a kernel that normalises"
-            )
-        return fused
+        features = self.features(batch)
+
+        def fused() -> Tensor:
+            out = self.method.encode(batch.modality, features)
+            total = out.detach().sum(dtype=torch.promote_types(out.dtype, torch.float32))
+            # One cheap pass: a finite sum has finite terms only (a sum that overflows is looked at again).
+            if not holds(torch.isfinite(total)) and not bool(torch.isfinite(out).all()):
+                bad = ~torch.isfinite(out).all(1)
+                raise DataError(
+                    f"the embeddings of {int(bad.sum())} of {len(bad)} rows leave the range of {out.dtype}, the first "
+                    f"at row {batch.first + int(bad.nonzero()[0])}; scale the features, or use a kernel that normalises"
+                )
+            return out
+
+        return looked_at_once(fused, device_of(self.method))
 
     @contextmanager
     def encoding(self, device: torch.device) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -36,9 +37,43 @@ class RowError(DataError):
 def can_look() -> bool:
     """Return whether values can be looked at: not while a method is traced into a function of tensors.
 
-    Then nothing is checked: what is refused otherwise comes out as NaN (:mod:`krossfuse.fusion.export`).
+    Then nothing is checked: what is refused otherwise comes out as NaN (:mod:`krossfuse.fusion.export`). Nor can they
+    while a CUDA graph is captured.
     """
-    return not torch.compiler.is_compiling()
+    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
+    return not (torch.compiler.is_compiling() or capturing)
+
+
+_NOTED: ContextVar[list[Tensor] | None] = ContextVar("noted", default=None)
+
+
+def holds(condition: Tensor) -> bool:
+    """Return whether a condition (0-dimensional) on values holds; inside :func:`looked_at_once` it is noted only."""
+    noted = _NOTED.get()
+    if noted is None or condition.device.type == "cpu":
+        return bool(condition)
+    noted.append(condition)
+    return True
+
+
+def looked_at_once(run: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """Return what ``run`` does, which asks :func:`holds` as it goes: an accelerator is waited for once, at the end.
+
+    Where a condition did not hold, it runs again and looks each time, and so refuses or mends what it found.
+
+    Args:
+        run: computes on the device, and can be run twice.
+        device: a CPU has nothing to wait for, and looks each time.
+    """
+    if device.type == "cpu" or _NOTED.get() is not None or not can_look():
+        return run()
+    noted: list[Tensor] = []
+    token = _NOTED.set(noted)
+    try:
+        out = run()
+    finally:
+        _NOTED.reset(token)
+    return out if not noted or bool(torch.stack(noted).all()) else run()
 
 
 def not_finite(x: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -93,21 +95,35 @@ def device_of(method: FusionMethod) -> torch.device:
 KernelOfParts = Callable[[Part, Tensor, Part, Tensor], Tensor]
 
 
-def kernel_of(method: FusionMethod, bundle: FeatureBundle) -> KernelOfParts | None:
+def kernel_of(
+    method: FusionMethod, bundle: FeatureBundle, device: Callable[[], torch.device] | None = None
+) -> KernelOfParts | None:
     """Return the method's exact kernel between rows of two parts, ``kernel(part_a, rows_a, part_b, rows_b)``.
+
+    Args:
+        method: the method, which stays where it is.
+        bundle: whose rows.
+        device: gives, when the kernel is first asked for, the device to compute it on; None = the method's. What comes
+            back is where the method is.
 
     Returns:
         What ``EmbeddingSpace.kernel`` holds; None where the method has no exact kernel.
     """
-    device = device_of(method)
+    home = device_of(method)
+
+    @cache
+    def placed() -> FusionMethod:
+        there = home if device is None else device()
+        return method if there == home else copy.deepcopy(method).to(there)
 
     def take(part: Part, rows: Tensor) -> Features:
         chosen = select_roles(method, part.modality, bundle[part], str(part))
-        return {role: x[rows].to(device) for role, x in chosen.items()}
+        there = device_of(placed())
+        return {role: x[rows].to(there) for role, x in chosen.items()}
 
     def kernel(part_a: Part, rows_a: Tensor, part_b: Part, rows_b: Tensor) -> Tensor:
-        values = method.kernel(part_a.modality, take(part_a, rows_a), part_b.modality, take(part_b, rows_b))
+        values = placed().kernel(part_a.modality, take(part_a, rows_a), part_b.modality, take(part_b, rows_b))
         assert values is not None
-        return values
+        return values.to(home)
 
     return kernel if method.has_kernel else None

@@ -14,7 +14,7 @@ from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError, check_choice, check_positive
 from krossfuse.core.parts import TEST, Part
 from krossfuse.probes.base import Measurement, Probe, ProbeResult
-from krossfuse.probes.options import SIMILARITIES
+from krossfuse.probes.options import SIMILARITIES, check_device, solving_device
 from krossfuse.probes.rows import similarity_rows, unit_rows
 from krossfuse.probes.scope import Scope
 from krossfuse.probes.space import EmbeddingSpace
@@ -32,7 +32,7 @@ def modality_gap(images: Tensor, texts: Tensor) -> float:
     """
 
     def mean(x: Tensor, what: str) -> Tensor:
-        total = torch.zeros(x.shape[1], dtype=torch.float64)
+        total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
         for b in blocks(len(x), _BLOCK):
             total += unit_rows(x[b], what, rows=torch.arange(b.start, b.stop)).sum(0)
         return total / len(x)
@@ -65,19 +65,27 @@ class Agreement(Probe):
         similarity: in the fused space, ``"dot"`` (the fused kernel) or ``"cosine"``; in the reference always cosine.
         split: whose items are compared.
         max_items: at most this many images and as many texts, drawn by the seed, enter the rank correlations.
+        device: where similarities are computed; None is where the embeddings are, ``"auto"`` a CUDA device where there
+            is one. Ranks are the CPU's.
     """
 
     name = "agreement"
 
     def __init__(
-        self, *, similarity: Literal["dot", "cosine"] = "dot", split: str = TEST, max_items: int = 1000
+        self,
+        *,
+        similarity: Literal["dot", "cosine"] = "dot",
+        split: str = TEST,
+        max_items: int = 1000,
+        device: str | None = None,
     ) -> None:
         check_choice("similarity", similarity, SIMILARITIES)
         check_positive("max_items", max_items, integer=True)
         self.similarity = similarity
         self.scope = Scope(modalities=["image", "text"], splits=[split])
         self.max_items = max_items
-        self.zero_shot = ZeroShot(similarity=similarity, split=split)
+        self.device = check_device(device)
+        self.zero_shot = ZeroShot(similarity=similarity, split=split, device=device)
 
     def _texts(self, space: EmbeddingSpace) -> list[Part]:
         texts = Part(self.scope.split, "text")
@@ -107,19 +115,20 @@ class Agreement(Probe):
             raise DataError(reason)
         images, texts = Part(self.scope.split, "image"), self._texts(space)
         generator = torch.Generator().manual_seed(seed)
+        device = solving_device(self.device) or space[images].device
         n_texts = sum(len(space[part]) for part in texts)
         image_rows = _sample(len(space[images]), self.max_items, generator)
         text_rows = _sample(n_texts, self.max_items, generator)
 
         def similarities(parts: Mapping[Part, Tensor], similarity: str) -> NDArray[np.float64]:
-            x = similarity_rows(parts[images][image_rows], images, similarity, rows=image_rows)
+            x = similarity_rows(parts[images][image_rows].to(device), images, similarity, rows=image_rows)
             t = similarity_rows(
-                torch.cat([parts[p] for p in texts])[text_rows],
+                torch.cat([parts[p] for p in texts])[text_rows].to(device),
                 " and ".join(map(str, texts)),
                 similarity,
                 rows=text_rows,
             )
-            values: NDArray[np.float64] = (x @ t.T).numpy()
+            values: NDArray[np.float64] = (x @ t.T).cpu().numpy()
             return values
 
         if len(text_rows) < 2 or len(image_rows) < 2:

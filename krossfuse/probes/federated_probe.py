@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive
@@ -238,7 +239,7 @@ class FederatedProbe(HeadProbe):
         self, space: EmbeddingSpace, modality: Modality, names: list[str], seed: int
     ) -> dict[str, tuple[LinearHead, dict[str, Any]]]:
         part = Part(TRAIN, modality)
-        check_part(space, part, normalise=self.normalise)
+        check_part(space[part], part, normalise=self.normalise)
         return {name: self._train(space, part, name, derive_seed(seed, self.name, name, modality)) for name in names}
 
     def _train(self, space: EmbeddingSpace, part: Part, name: str, seed: int) -> tuple[LinearHead, dict[str, Any]]:
@@ -253,7 +254,7 @@ class FederatedProbe(HeadProbe):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             settings = self._settings(parts, model.d, seed)
-            tested = _Tested(space, Part(self.scope.split, part.modality), name, model)
+            tested = _Tested(space, Part(self.scope.split, part.modality), name, model, device)
             federation = Federation(
                 model,
                 x,
@@ -282,6 +283,9 @@ class FederatedProbe(HeadProbe):
             weights[:cut].view(len(s.classes), -1).clone(), weights[cut:].clone(), normalise=self.normalise
         )
         return fitted, {**about, **outcome}
+
+    def _testing_device(self) -> torch.device | None:
+        return solving_device(self.device)
 
     def _settings(self, parts: Sequence[Any], d: int, seed: int) -> Settings:
         """Return the settings with the noise that the budget asks for."""
@@ -332,13 +336,14 @@ class _Tested:
     part: Part
     name: str
     model: FlatModel
+    device: torch.device
 
     def __call__(self, parameters: Tensor) -> dict[str, float]:
         rows, labels = labelled_items(self.space, self.part, self.name)
         right = total = 0.0
         for x in self.space.read(self.part, rows):
             y = labels[int(total) : int(total) + len(x)]
-            out = self.model.evaluate(parameters.to(x.device), x, y.to(x.device))
+            out = self.model.evaluate(*(of.to(self.device) for of in (parameters, x, y)))
             right, total = right + out["accuracy"] * len(x), total + len(x)
         return {"accuracy": right / total}
 

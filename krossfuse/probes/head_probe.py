@@ -23,6 +23,7 @@ from krossfuse.probes.scope import Scope
 from krossfuse.probes.scoring import measurements_of_head
 from krossfuse.probes.selection import Selection, best_for, k_folds, selection_parts, warn_once
 from krossfuse.probes.solvers import Target
+from krossfuse.probes.solvers.rows import resident
 from krossfuse.probes.space import READ_ROWS, EmbeddingSpace
 
 
@@ -74,6 +75,10 @@ class HeadProbe(Probe):
         """Return what is measured of a fit itself, whatever the split."""
         return []
 
+    def _testing_device(self) -> torch.device | None:
+        """Return where heads are tested; None is where the embeddings are."""
+        return None
+
     @abstractmethod
     def _protocol(self) -> dict[str, Any]:
         """Return the protocol that all measurements share."""
@@ -99,7 +104,9 @@ class HeadProbe(Probe):
             for name, (head, protocol) in self._fit(space, modality, names, seed).items():
                 heads[f"{name}/{modality}"] = head
                 for split in self.scope.splits_with(space, modality, name):
-                    measurements += measurements_of_head(space, name, Part(split, modality), head, protocol)
+                    measurements += measurements_of_head(
+                        space, name, Part(split, modality), head, protocol, device=self._testing_device()
+                    )
                 measurements += self._measured_of_fit(name, modality, protocol)
         return ProbeResult(measurements, self._protocol(), heads, seeded=self.seeded)
 
@@ -139,6 +146,9 @@ class GridProbe(HeadProbe):
     ) -> list[Candidates]:
         """Fit each target at each value of its grid; the rows of ``x`` follow one another."""
 
+    def _testing_device(self) -> torch.device | None:
+        return solving_device(self.device)
+
     def _protocol(self) -> dict[str, Any]:
         return {"grid": list(self.selection.grid), **self.selection.described(), "normalise": self.normalise}
 
@@ -147,9 +157,9 @@ class GridProbe(HeadProbe):
     ) -> dict[str, tuple[LinearHead, dict[str, Any]]]:
         device, selection = solving_device(self.device), self.selection
         parts = selection_parts(space, modality, names, required=selection.on_val)
-        for part in parts:
-            check_part(space, part, normalise=self.normalise)
-        x = [space[part] for part in parts]
+        x = resident([space[part] for part in parts], device)
+        for rows, part in zip(x, parts, strict=True):
+            check_part(rows, part, normalise=self.normalise)
         sets = [space.info.label_sets[name] for name in names]
         labels = [[item_labels(space, part, name) for part in parts] for name in names]
         joined = [torch.cat(by_part) for by_part in labels]
@@ -159,7 +169,8 @@ class GridProbe(HeadProbe):
         if selection.on_val:
             first = self._solve(x[:1], train, every, device)
             chosen = [
-                self._best([(f, y[1])], x[1:], [all_rows(y[1])], s) for f, y, s in zip(first, labels, sets, strict=True)
+                self._best([(f, y[1])], x[1:], [all_rows(y[1])], s, device)
+                for f, y, s in zip(first, labels, sets, strict=True)
             ]
         else:
             first = []
@@ -182,7 +193,9 @@ class GridProbe(HeadProbe):
                 **fit.records[pick],
                 **selection.edge(best, self.knob, what),
             }
-            head = LinearHead(fit.weights[pick].clone(), fit.intercepts[pick].clone(), normalise=self.normalise)
+            home = space[parts[0]].device
+            weight, bias = (of[pick].to(home, copy=True) for of in (fit.weights, fit.intercepts))
+            head = LinearHead(weight, bias, normalise=self.normalise)
             heads[name] = (head, protocol)
         return heads
 
@@ -197,31 +210,36 @@ class GridProbe(HeadProbe):
             weight[out] = 0
             targets.append(replace(target, weight=weight))
         fits = self._solve(x, targets, [self.selection.grid] * len(held), device)
-        return self._best([(fit, target.labels) for fit in fits], x, held, s)
+        return self._best([(fit, target.labels) for fit in fits], x, held, s, device)
 
     def _best(
-        self, fits: Sequence[tuple[Candidates, Tensor]], x: Sequence[Tensor], held: Sequence[Tensor], s: LabelSet
+        self,
+        fits: Sequence[tuple[Candidates, Tensor]],
+        x: Sequence[Tensor],
+        held: Sequence[Tensor],
+        s: LabelSet,
+        device: torch.device | None,
     ) -> tuple[int, float]:
         """Return which candidate is best on the held-out rows, every item counting alike, and its score."""
         scores, truth = [], []
         for (fit, labels), rows in zip(fits, held, strict=True):
-            out = []
+            out, weights, intercepts = [], fit.weights.to(device), fit.intercepts.to(device)
             for b in blocks(len(rows), READ_ROWS):
-                block = take(x, rows[b]).to(fit.weights)
+                block = take(x, rows[b]).to(weights)
                 block = normalised(block) if self.normalise else block
-                out.append(block @ fit.weights.transpose(1, 2) + fit.intercepts[:, None])
+                out.append(block @ weights.transpose(1, 2) + intercepts[:, None])
             scores.append(torch.cat(out, 1))
             truth.append(labels[rows])
         return best_for(torch.cat(scores, 1), torch.cat(truth), s, squared=self.squared)
 
 
-def check_part(space: EmbeddingSpace, part: Part, *, normalise: bool = False) -> None:
-    """Check that all embeddings of a part are finite and, unless ``normalise``, of a size that can be squared.
+def check_part(x: Tensor, part: Part, *, normalise: bool = False) -> None:
+    """Check that all embeddings (n, dim) of a part are finite and, unless ``normalise``, of a size that can be squared.
 
     Raises:
         DataError: they are not; the message names the part, and the row or the size.
     """
-    x, size = space[part], 0.0
+    size = 0.0
     dtype = torch.promote_types(x.dtype, torch.float32)
     for b in blocks(len(x), READ_ROWS):
         size = max(size, largest(finite_rows(x[b], part, rows=torch.arange(b.start, b.stop))))

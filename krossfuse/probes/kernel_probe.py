@@ -132,6 +132,8 @@ class KernelProbe(Probe):
                 "raise it (time grows with the cube) or use the linear probe"
             )
         gram = torch.cat([torch.cat([kernel(a, rows[a], b, rows[b]) for b in parts], 1) for a in parts]).double()
+        device = solving_device(self.device)
+        gram = gram if device is None else gram.to(device)
         if not bool(torch.isfinite(gram).all()):
             raise DataError(f"the exact kernel of {[str(p) for p in parts]} has NaN or infinite values")
         target = Target(labels, len(label_set.classes), label_set.multilabel)
@@ -164,7 +166,9 @@ class KernelProbe(Probe):
             }
         by_kind: dict[str, list[Tensor]] = {kind: [] for kind in self.classifiers}
         for b in blocks(len(tested), _BLOCK):
-            across = torch.cat([kernel(test, tested[b], part, rows[part]) for part in parts], 1).double()
+            across = (
+                torch.cat([kernel(test, tested[b], part, rows[part]) for part in parts], 1).double().to(gram.device)
+            )
             for kind, fit in final.items():
                 by_kind[kind].append((across @ fit.weights[0].T + fit.intercepts[0]).to(truth.device))
         return [
@@ -175,13 +179,11 @@ class KernelProbe(Probe):
 
     def _solve(self, kind: str, gram: Tensor, target: Target, grid: Sequence[float]) -> Candidates:
         """Return the dual coefficients (n_grid, classes, n) for each value of the grid, where the kernel matrix is."""
-        device = solving_device(self.device)
-        solved = gram if device is None else gram.to(device)
         records: list[dict[str, Any]] = [{} for _ in grid]
         if kind == "ridge":
-            ridge = fit_kernel_ridge(solved, signs(target), alphas=grid)
+            ridge = fit_kernel_ridge(gram, signs(target), alphas=grid)
             weights, intercepts = ridge.weights, ridge.intercepts
         else:
-            fit = fit_kernel_logistic(solved, target, C=grid, tol=self.tol, max_iter=self.max_iter)
+            fit = fit_kernel_logistic(gram, target, C=grid, tol=self.tol, max_iter=self.max_iter)
             weights, intercepts, records = fit.weights, fit.intercepts, fit_records(fit)
-        return Candidates(weights.to(gram.device), intercepts.to(gram.device), records)
+        return Candidates(weights, intercepts, records)

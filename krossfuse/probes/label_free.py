@@ -27,7 +27,7 @@ from krossfuse.probes.rows import similarity_rows
 from krossfuse.probes.scope import Scope
 from krossfuse.probes.scoring import accuracy_measurements
 from krossfuse.probes.space import READ_ROWS, EmbeddingSpace
-from krossfuse.probes.zero_shot import ZeroShotHead, decide, rank_of, zero_shot_heads
+from krossfuse.probes.zero_shot import decide, rank_of, zero_shot_heads
 from krossfuse.results.significance import compare
 
 log = logging.getLogger(__name__)
@@ -271,11 +271,13 @@ class LabelFreeProbe(Probe):
         self, space: EmbeddingSpace, images: Images, modality: Modality, texts: ClassTexts
     ) -> list[Measurement]:
         head, _ = zero_shot_heads(space, texts, average=self.average, similarity=self.similarity)
+        device = solving_device(self.device)
+        weight = head.weight if device is None else head.weight.to(device)
         items, n_graph = images.items, images.n_graph
-        of_graph = self._similarities(space, items, slice(0, n_graph), head)
+        of_graph = self._similarities(space, items, slice(0, n_graph), weight)
         start, first = of_graph, 0
         if self.mode == "inductive":
-            start, first = self._similarities(space, items, slice(n_graph, len(items)), head), n_graph
+            start, first = self._similarities(space, items, slice(n_graph, len(items)), weight), n_graph
         scores, record = self.classify(images, start, of_graph)
         splits = self.scope.splits_with(space, modality, texts.label_set)
         rows, labels, counts = [], [], dict[str, Any]()
@@ -329,14 +331,14 @@ class LabelFreeProbe(Probe):
         )
         return measurements
 
-    def _similarities(self, space: EmbeddingSpace, items: Items, block: slice, head: ZeroShotHead) -> Tensor:
-        """Return (rows, classes) float64 similarities of a block of items to the class texts."""
+    def _similarities(self, space: EmbeddingSpace, items: Items, block: slice, weight: Tensor) -> Tensor:
+        """Return (rows, classes) float64 similarities of a block of items to (classes, dim) texts, where these are."""
         out = []
         for part, rows in items.pieces(block):
             for b in blocks(rows.stop - rows.start, READ_ROWS):
                 at = torch.arange(rows.start + b.start, rows.start + b.stop)
-                x = similarity_rows(space[part][at], part, self.similarity, rows=at)
-                out.append((x @ head.weight.to(x.device).T).cpu())
+                x = similarity_rows(space[part][at].to(weight.device), part, self.similarity, rows=at)
+                out.append((x @ weight.T).cpu())
         return torch.cat(out)
 
 

@@ -11,7 +11,7 @@ from krossfuse.core.errors import ConfigError, DataError, check_positive
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, Modality, Part
 from krossfuse.probes.base import Measurement, Probe, ProbeResult
 from krossfuse.probes.linear import LinearProbe
-from krossfuse.probes.options import check_grid, check_names
+from krossfuse.probes.options import check_device, check_grid, check_names
 from krossfuse.probes.scope import Scope
 from krossfuse.probes.space import EmbeddingSpace
 from krossfuse.probes.zero_shot import ZeroShot
@@ -35,6 +35,8 @@ class OutOfDistribution(Probe):
         grid: values of C, the weight of the sum of losses against ½‖W‖².
         tol: bound on the gradient, relative to that at zero weights.
         label_sets: names, or None for every single-label set with labels for a shifted split.
+        device: where to solve and to compare; None is where the embeddings are, ``"auto"`` a CUDA device where there
+            is one.
     """
 
     name = "ood"
@@ -47,6 +49,7 @@ class OutOfDistribution(Probe):
         grid: Sequence[float] = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0),
         tol: float = 1e-3,
         label_sets: Sequence[str] | None = None,
+        device: str | None = None,
     ) -> None:
         check_positive("tol", tol)
         self.shifted = None if splits is None else check_names("splits", splits)
@@ -56,6 +59,7 @@ class OutOfDistribution(Probe):
         self.heads = check_names("heads", heads, HEADS)
         self.grid = check_grid("grid", grid)
         self.tol = tol
+        self.device = check_device(device)
         self.scope = Scope(label_sets=label_sets, splits=[TEST, *(self.shifted or [])], fitted=[TRAIN])
 
     def _shifted(self, space: EmbeddingSpace) -> list[str]:
@@ -96,12 +100,19 @@ class OutOfDistribution(Probe):
             by_head: dict[str, ProbeResult] = {}
             if "linear" in self.heads:
                 linear = LinearProbe(
-                    grid=self.grid, tol=self.tol, label_sets=[name], modalities=["image"], extra_splits=splits[1:]
+                    grid=self.grid,
+                    tol=self.tol,
+                    label_sets=[name],
+                    modalities=["image"],
+                    extra_splits=splits[1:],
+                    device=self.device,
                 )
                 by_head["linear"] = linear.evaluate(space, seed=seed)
             prompt_set = next(iter(space.info.label_sets[name].prompts), "")
             if "zero_shot" in self.heads and Part.prompts(name, prompt_set) in space:
-                zero_shot = ZeroShot(label_sets=[name], prompt_sets=[prompt_set], extra_splits=splits[1:])
+                zero_shot = ZeroShot(
+                    label_sets=[name], prompt_sets=[prompt_set], extra_splits=splits[1:], device=self.device
+                )
                 by_head["zero_shot"] = zero_shot.evaluate(space, seed=seed)
             for head, result in by_head.items():
                 accuracies = [

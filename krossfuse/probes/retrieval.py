@@ -13,7 +13,7 @@ from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError, check_choice, check_positive
 from krossfuse.core.parts import TEST, Part
 from krossfuse.probes.base import Measurement, Probe, ProbeResult
-from krossfuse.probes.options import SIMILARITIES, check_counts
+from krossfuse.probes.options import SIMILARITIES, check_counts, check_device, solving_device
 from krossfuse.probes.rows import similarity_rows
 from krossfuse.probes.scope import Scope
 from krossfuse.probes.space import EmbeddingSpace
@@ -43,6 +43,7 @@ def retrieval_ranks(
     *,
     similarity: Literal["dot", "cosine"] = "dot",
     block_rows: int = 1024,
+    device: torch.device | None = None,
     names: tuple[object, object] = ("the images", "the texts"),
 ) -> RetrievalRanks:
     """Rank every image against every text; at most ``block_rows`` squared similarities exist at once.
@@ -53,35 +54,43 @@ def retrieval_ranks(
         caption_of: (n_texts,) int64, the image of each text.
         similarity: ``"dot"`` or ``"cosine"``.
         block_rows: rows of images and of texts in one tile.
+        device: where to compute; None is where the images are. The ranks are on the CPU.
         names: of images and texts, in messages.
 
     Raises:
         DataError: features have NaN.
     """
     n_images, n_texts = len(images), len(texts)
-    matched = torch.empty(n_texts, dtype=torch.float64)
+    device = images.device if device is None else device
+    caption_of = caption_of.cpu()
+
+    def read(x: Tensor, which: int, rows: Tensor | slice) -> Tensor:
+        numbers = rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop)
+        return similarity_rows(x[rows].to(device), names[which], similarity, rows=numbers)
+
+    matched = torch.empty(n_texts, dtype=torch.float64, device=device)
     for t in blocks(n_texts, block_rows):
-        x = similarity_rows(images[caption_of[t]], names[0], similarity, rows=caption_of[t])
-        matched[t] = (x * similarity_rows(texts[t], names[1], similarity, rows=torch.arange(t.start, t.stop))).sum(1)
+        matched[t] = (read(images, 0, caption_of[t]) * read(texts, 1, t)).sum(1)
     tie = TIE * matched.square().mean().sqrt()
-    of_text = torch.zeros(n_texts, dtype=torch.int64)
-    of_image = torch.zeros(n_texts, dtype=torch.int64)
+    of_text = torch.zeros(n_texts, dtype=torch.int64, device=device)
+    of_image = torch.zeros(n_texts, dtype=torch.int64, device=device)
     # Captions sorted by image: those of one block of images are one slice.
     order = torch.argsort(caption_of, stable=True)
     first = torch.searchsorted(caption_of[order], torch.arange(n_images + 1))
+    order, caption_of = order.to(device), caption_of.to(device)
     for i in blocks(n_images, block_rows):
-        image_rows = torch.arange(i.start, i.stop)
-        x = similarity_rows(images[i], names[0], similarity, rows=image_rows)
+        image_rows = torch.arange(i.start, i.stop, device=device)
+        x = read(images, 0, i)
         mine = order[int(first[i.start]) : int(first[i.stop])]
         for t in blocks(n_texts, block_rows):
-            text_rows = torch.arange(t.start, t.stop)
-            s = x @ similarity_rows(texts[t], names[1], similarity, rows=text_rows).T
+            text_rows = torch.arange(t.start, t.stop, device=device)
+            s = x @ read(texts, 1, t).T
             of_image[t] += _before(s, matched[t][None, :], tie, image_rows[:, None] < caption_of[t][None, :]).sum(0)
             for m in blocks(len(mine), block_rows):
                 pairs = mine[m]
                 row = s[caption_of[pairs] - i.start]
                 of_text[pairs] += _before(row, matched[pairs][:, None], tie, text_rows[None, :] < pairs[:, None]).sum(1)
-    return RetrievalRanks(of_text, of_image)
+    return RetrievalRanks(of_text.cpu(), of_image.cpu())
 
 
 def _before(s: Tensor, matched: Tensor, tie: Tensor, earlier: Tensor) -> Tensor:
@@ -100,6 +109,8 @@ class Retrieval(Probe):
         similarity: ``"dot"`` (the fused kernel) or ``"cosine"``.
         split: the split whose images and texts are ranked.
         block_rows: rows of images and of texts in one tile of similarities.
+        device: where similarities are computed; None is where the embeddings are, ``"auto"`` a CUDA device where there
+            is one.
     """
 
     name = "retrieval"
@@ -111,6 +122,7 @@ class Retrieval(Probe):
         similarity: Literal["dot", "cosine"] = "dot",
         split: str = TEST,
         block_rows: int = 1024,
+        device: str | None = None,
     ) -> None:
         check_choice("similarity", similarity, SIMILARITIES)
         check_positive("block_rows", block_rows, integer=True)
@@ -118,6 +130,7 @@ class Retrieval(Probe):
         self.similarity = similarity
         self.scope = Scope(modalities=["image", "text"], splits=[split])
         self.block_rows = block_rows
+        self.device = check_device(device)
 
     def why_not(self, space: EmbeddingSpace) -> str | None:
         """Return what keeps it from images and texts of the split in this space, and which describes which."""
@@ -164,6 +177,7 @@ class Retrieval(Probe):
             caption_of,
             similarity=self.similarity,
             block_rows=self.block_rows,
+            device=solving_device(self.device),
             names=(Part(split, "image"), Part(split, "text")),
         )
         shared = {"split": split, "n_images": len(images), "n_texts": len(texts)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,11 +63,27 @@ def accuracy_measurements(
 
 @torch.no_grad()
 def measurements_of_head(
-    space: EmbeddingSpace, name: str, part: Part, head: nn.Module, protocol: Mapping[str, Any]
+    space: EmbeddingSpace,
+    name: str,
+    part: Part,
+    head: nn.Module,
+    protocol: Mapping[str, Any],
+    *,
+    device: torch.device | None = None,
 ) -> list[Measurement]:
-    """Return the measurements of a head on the labelled items of a part, held or streamed."""
+    """Return the measurements of a head on the labelled items of a part, held or streamed.
+
+    Args:
+        space: the embedding.
+        name: of the label set.
+        part: whose items.
+        head: embeddings in, scores out; it stays where it is.
+        protocol: of each measurement.
+        device: where scores are computed; None is where the head is.
+    """
     rows, labels = labelled_items(space, part, name)
-    scores = torch.cat([head(x).to(labels.device) for x in space.read(part, rows)])
+    there = head if device is None else copy.deepcopy(head).to(device)
+    scores = torch.cat([there(x).to(labels.device) for x in space.read(part, rows)])
     return measurements_of_scores(scores, labels, space.info.label_sets[name], name, part, protocol)
 
 

@@ -14,6 +14,7 @@ from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Modality, Part
 from krossfuse.data.common import stratified_split
 from krossfuse.probes.base import Measurement, Probe, ProbeResult
 from krossfuse.probes.labelled import check_every_class, part_labels
+from krossfuse.probes.options import check_device, solving_device
 from krossfuse.probes.rows import check_range, finite_rows, largest, unit_rows
 from krossfuse.probes.scope import Scope
 from krossfuse.probes.scoring import accuracy_measurements
@@ -128,6 +129,7 @@ class TextProbe(Probe):
         tol: bound on the gradient, relative to that at zero weights.
         normalise: whether features are scaled to norm 1 first.
         label_sets: names, or None for every single-label set whose classes all have enough items for the folds.
+        device: where to solve; None is where the embeddings are, ``"auto"`` a CUDA device where there is one.
     """
 
     name = "text_probe"
@@ -142,6 +144,7 @@ class TextProbe(Probe):
         tol: float = 1e-3,
         normalise: bool = True,
         label_sets: Sequence[str] | None = None,
+        device: str | None = None,
     ) -> None:
         check_choice("protocol", protocol, PROTOCOLS)
         check_positive("tol", tol)
@@ -155,6 +158,7 @@ class TextProbe(Probe):
         self.grid = selection.grid
         self.tol = tol
         self.normalise = normalise
+        self.device = check_device(device)
         self.scope = Scope(label_sets=label_sets, modalities=["text"], splits=[TRAIN])
 
     def why_not(self, space: EmbeddingSpace) -> str | None:
@@ -202,7 +206,7 @@ class TextProbe(Probe):
         x = self._features(space)
         chosen = select_and_refit(x, rounds, self.grid, tol=self.tol)
         hits = [
-            (x[r.test] @ c.weight.T + c.intercept).argmax(1) == r.labels[r.test]
+            (x[r.test] @ c.weight.T + c.intercept).argmax(1).cpu() == r.labels[r.test]
             for r, c in zip(rounds, chosen, strict=True)
         ]
         measurements: list[Measurement] = []
@@ -228,7 +232,8 @@ class TextProbe(Probe):
 
     def _features(self, space: EmbeddingSpace) -> Tensor:
         parts = [Part(split, "text") for split in SPLITS if Part(split, "text") in space]
-        read = [space[part].to(torch.promote_types(space[part].dtype, torch.float32)) for part in parts]
+        device = solving_device(self.device)
+        read = [space[part].to(device, torch.promote_types(space[part].dtype, torch.float32)) for part in parts]
         both = zip(read, parts, strict=True)
         if self.normalise:
             return torch.cat([unit_rows(x, part, dtype=None) for x, part in both])

@@ -14,7 +14,7 @@ from krossfuse.core.errors import DataError, check_choice, check_positive
 from krossfuse.core.parts import TEST, Modality, Part
 from krossfuse.probes.base import Measurement, Probe, ProbeResult
 from krossfuse.probes.class_texts import ClassTexts, class_texts
-from krossfuse.probes.options import SIMILARITIES
+from krossfuse.probes.options import SIMILARITIES, check_device, solving_device
 from krossfuse.probes.rows import similarity_rows, unit_rows
 from krossfuse.probes.scope import Scope
 from krossfuse.probes.scoring import accuracy_measurements
@@ -104,7 +104,8 @@ class ZeroShotHead(nn.Module):
                 raise DataError("the texts of a class cancel out: their mean is zero")
             weight = weight / norms
         self.register_buffer("weight", weight)
-        self.register_buffer("classes", torch.arange(n_classes) if classes is None else classes, persistent=False)
+        classes = torch.arange(n_classes) if classes is None else classes
+        self.register_buffer("classes", classes.to(weight.device), persistent=False)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return (n, n_classes) scores of (n, dim) embeddings, which are scaled to norm 1: it changes no decision."""
@@ -179,6 +180,8 @@ class ZeroShot(Probe):
         extra_splits: further splits on which the same heads are tested (out-of-distribution sets); a label set that
             has no labels for one of them is not tested there.
         block_rows: rows read at once.
+        device: where similarities are computed; None is where the embeddings are, ``"auto"`` a CUDA device where there
+            is one.
     """
 
     name = "zero_shot"
@@ -194,6 +197,7 @@ class ZeroShot(Probe):
         split: str = TEST,
         extra_splits: Sequence[str] = (),
         block_rows: int = 4096,
+        device: str | None = None,
     ) -> None:
         check_choice("average", average, ["embeddings", "similarities"])
         check_choice("similarity", similarity, SIMILARITIES)
@@ -208,6 +212,7 @@ class ZeroShot(Probe):
         self.average = average
         self.similarity = similarity
         self.block_rows = block_rows
+        self.device = check_device(device)
 
     def why_not(self, space: EmbeddingSpace) -> str | None:
         """Return what keeps it from items to classify and, in the same space, class texts."""
@@ -256,25 +261,27 @@ class ZeroShot(Probe):
         rows, labels, counts = texts.items(space, split, modality)
         correct, top5, same = [], [], []
         compare = reference is not None and part in space.reference
+        device = solving_device(self.device) or space[part].device
+        weight, truth = head.weight.to(device), labels.to(device)
         for block in blocks(len(rows), self.block_rows):
             at = rows[block]
-            scores = unit_rows(space[part][at], part, rows=at) @ head.weight.T
+            scores = unit_rows(space[part][at].to(device), part, rows=at) @ weight.T
             decisions = decide(scores)
-            correct.append(decisions == labels[block])
-            top5.append(rank_of(scores, labels[block]) < 5)
+            correct.append(decisions == truth[block])
+            top5.append(rank_of(scores, truth[block]) < 5)
             if reference is not None and compare:
-                own = unit_rows(space.reference[part][at], f"reference {part}", rows=at) @ reference.weight.T
-                same.append(decisions == decide(own))
+                theirs = unit_rows(space.reference[part][at].to(device), f"reference {part}", rows=at)
+                same.append(decisions == decide(theirs @ reference.weight.to(device).T))
         shared: dict[str, Any] = {**texts.protocol, "split": split, "n_test": len(rows), **counts}
         measurements = accuracy_measurements(
-            torch.cat(correct),
+            torch.cat(correct).cpu(),
             labels,
             modality=modality,
             label_set=name,
             protocol=shared,
-            in_top5=torch.cat(top5) if len(texts.classes) > 5 else None,
+            in_top5=torch.cat(top5).cpu() if len(texts.classes) > 5 else None,
         )
         if compare:
-            kept = torch.cat(same).float()
+            kept = torch.cat(same).float().cpu()
             measurements.append(Measurement("agreement", float(kept.double().mean()), modality, name, shared, kept))
         return measurements

@@ -6,31 +6,51 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
 
 from krossfuse.app.job import run
 from krossfuse.core.errors import ConfigError
 from krossfuse.encoders.bundled import EfficientNetLite0
 from krossfuse.features.stores import LocalStore
+from krossfuse.fusion.kernels import CosineKernel
 from krossfuse.fusion.methods import RPKrossFuse
-from krossfuse.probes import knn
+from krossfuse.probes import knn, zero_shot
 from krossfuse.probes.solvers.rows import Rows
 from krossfuse.probes.streamed import StreamedHeads
 
 SMALL = (
-    *("data.limit=60", "data.num_workers=0", "pair=openmoji_image", "fusion.dim=32", "logger=none"),
-    *("extraction.progress=false", "probe=[linear_probe,sgd_probe,knn]", "probe.sgd_probe.epochs=1"),
+    *("data=image_folder", "data.num_workers=0", "pair=openmoji_image", "fusion.dim=32", "logger=none"),
+    *("extraction.progress=false", "probe.sgd_probe.epochs=1"),
 )
+
+
+def pictures(folder: Path) -> Path:
+    """Return a folder of 60 made pictures in three classes, which another call finds there."""
+    root = folder / "pictures"
+    rng = np.random.default_rng(0)
+    for number, colour in enumerate(("red", "green", "blue")):
+        (root / colour).mkdir(parents=True, exist_ok=True)
+        for i in range(20):
+            pixels = rng.integers(0, 100, (48, 48, 3), dtype=np.uint8)
+            pixels[..., number] += 120
+            if not (path := root / colour / f"{i}.png").exists():
+                Image.fromarray(pixels).save(path)
+    return root
 
 
 def job(repository: Path, folder: Path, *overrides: str) -> None:
     import krossfuse.app.paths  # noqa: F401  (registers the resolver of the paths)
 
+    root = pictures(folder.parent / "shared")
+    if not any(o.startswith("probe=") for o in overrides):
+        overrides = ("probe=[linear_probe,sgd_probe,knn]", *overrides)
     with initialize_config_dir(str(repository / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=[*SMALL, f"paths.store={folder / 'store'}", *overrides])
+        cfg = compose("config", overrides=[*SMALL, f"data.root={root}", f"paths.store={folder / 'store'}", *overrides])
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     run(plain, folder / "run", choices={"fusion": "rp_krossfuse"}, with_report=False)
 
@@ -75,9 +95,11 @@ def test_every_stage_is_on_the_trainer_s_device(
         "SGD": spy(monkeypatch, StreamedHeads, "forward", lambda out, *_: out),
         "logistic regression": spy(monkeypatch, Rows, "_read", lambda out, *_: out),
         "k-NN": scores,
+        "zero-shot": spy(monkeypatch, zero_shot, "rank_of", lambda out, *_: out),
+        "exact kernel": spy(monkeypatch, CosineKernel, "kernel", lambda out, *_: out),
     }
-    sets = [f"probe.{name}.label_sets=[group]" for name in ("linear_probe", "sgd_probe", "knn")]
-    job(repository, tmp_path, f"trainer={preset}", "trainer.devices=1", *sets)
+    probes = ("linear_probe", "ridge_probe", "sgd_probe", "knn", "zero_shot", "kernel_probe")
+    job(repository, tmp_path, f"trainer={preset}", "trainer.devices=1", f"probe=[{','.join(probes)}]")
     assert all(devices == {device} for devices in seen.values()), seen
 
 

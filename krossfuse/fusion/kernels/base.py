@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from krossfuse.core.errors import DataError, check_positive
-from krossfuse.fusion.rows import RowError, can_look, not_finite, zero
+from krossfuse.fusion.rows import RowError, can_look, holds, not_finite, zero
 
 
 class Kernel(nn.Module, ABC):
@@ -70,7 +70,7 @@ class Kernel(nn.Module, ABC):
         if x.ndim != 2 or x.shape[1] != self.in_dim:
             raise DataError(f"expected features of shape (n, {self.in_dim}), got {tuple(x.shape)}")
         # One cheap pass: a finite sum has finite terms only (a sum that overflows is looked at again).
-        if can_look() and not bool(torch.isfinite(x.detach().sum())) and not bool(torch.isfinite(x).all()):
+        if can_look() and not holds(torch.isfinite(x.detach().sum())) and not bool(torch.isfinite(x).all()):
             raise RowError("NaN or infinite features", not_finite, x)
         return x
 
@@ -88,10 +88,10 @@ def unit_rows(x: Tensor) -> Tensor:
     if not can_look():
         traced: Tensor = x / norm
         return traced
-    low, high = norm.detach().aminmax() if len(x) else (torch.ones(()), torch.ones(()))
+    low, high = norm.detach().aminmax() if len(x) else (norm.new_ones(()), norm.new_ones(()))
     # Half precision is accumulated in float32, where its squares have room. aminmax propagates NaN: comparisons fail.
     floor = 0.0 if x.element_size() < 4 else torch.finfo(x.dtype).tiny ** 0.5 / torch.finfo(x.dtype).eps
-    if not (bool(low > floor) and bool(high < math.inf)):
+    if not holds((low > floor) & (high < math.inf)):
         for reason, bad in (("NaN or infinite features", not_finite), ("zero vectors, which have no direction,", zero)):
             if bool(bad(x).any()):
                 raise RowError(reason, bad, x)

@@ -12,7 +12,7 @@ from torch import Tensor
 from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError, NotFittedError, check_range
 from krossfuse.fusion.kernels.base import Kernel, unit_rows
-from krossfuse.fusion.rows import can_look
+from krossfuse.fusion.rows import can_look, holds
 
 POWERS = (0.5, 1.0)
 """The power that is chosen lies between the signed square root and the features as they are."""
@@ -123,7 +123,7 @@ class CentredKernel(Kernel):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return φ(x), (n, in_dim), of unit norm; zero where x has the very direction of the mean."""
-        if can_look() and bool(torch.isnan(self.power)):
+        if can_look() and not holds(~torch.isnan(self.power)):
             raise NotFittedError("the centred kernel has no mean yet; call fit() on training features first")
         return torch.nn.functional.normalize(self._powered(unit_rows(self._check(x)) - self.mean) - self.centre, dim=1)
 

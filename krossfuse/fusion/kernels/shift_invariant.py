@@ -14,7 +14,7 @@ from krossfuse.core.memory import check_memory
 from krossfuse.core.seeds import derived_generator
 from krossfuse.fusion.draws import orthogonal_rows
 from krossfuse.fusion.kernels.base import Kernel, unit_rows
-from krossfuse.fusion.rows import can_look
+from krossfuse.fusion.rows import can_look, holds
 
 MEDIAN_ROWS = 1000
 """Rows whose pairwise distances the median heuristic looks at."""
@@ -141,7 +141,7 @@ class ShiftInvariantKernel(Kernel):
         return unit_rows(self._check(x)) if self.normalize else self._check(x)
 
     def _sigma(self) -> Tensor:
-        if can_look() and bool(torch.isnan(self.bandwidth)):
+        if can_look() and not holds(~torch.isnan(self.bandwidth)):
             raise NotFittedError(f"the {self.name} kernel's bandwidth is 'median': fit it first, or give a number")
         return self.bandwidth
 

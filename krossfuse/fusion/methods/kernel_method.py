@@ -16,11 +16,13 @@ from krossfuse.core.seeds import derive_seed
 from krossfuse.fusion.base import Features, FusionMethod, InputSpec
 from krossfuse.fusion.factories import KernelFactory, build_kernel
 from krossfuse.fusion.kernels import Kernel
-from krossfuse.fusion.rows import can_look, check_features, of_role
+from krossfuse.fusion.rows import can_look, check_features, looked_at_once, of_role
 from krossfuse.fusion.sketches import Sketch
 
 CHUNK_ROWS = 512
 """Rows fused at a time: intermediates of this many rows stay in the processor's cache."""
+DEVICE_ROWS = 1 << 15
+"""The same on a GPU, which is kept busy by many."""
 
 
 FIT_ROWS = 4096
@@ -96,12 +98,18 @@ class KernelMethod(FusionMethod):
             return self._encode(modality, self._maps(modality, {role: features[role] for role in self.roles(modality)}))
         given = self._given(modality, features)
         count = len(next(iter(given.values())))
-        if count <= CHUNK_ROWS or (torch.is_grad_enabled() and self._differentiable(given)):
-            return self._encode(modality, self._maps(modality, given))
-        out = self._like.new_empty(count, self.out_dim)
-        for rows in blocks(count, CHUNK_ROWS):
-            out[rows] = self._encode(modality, self._maps(modality, given, rows))
-        return out
+        device = self._like.device
+        chunk = CHUNK_ROWS if device.type == "cpu" else DEVICE_ROWS
+
+        def encoded() -> Tensor:
+            if count <= chunk or (torch.is_grad_enabled() and self._differentiable(given)):
+                return self._encode(modality, self._maps(modality, given))
+            out = self._like.new_empty(count, self.out_dim)
+            for rows in blocks(count, chunk):
+                out[rows] = self._encode(modality, self._maps(modality, given, rows))
+            return out
+
+        return looked_at_once(encoded, device)
 
     def kernel(self, modality_a: Modality, a: Features, modality_b: Modality, b: Features) -> Tensor | None:
         """Return the exact kernel (len(a), len(b)) that the embedding approximates or equals."""

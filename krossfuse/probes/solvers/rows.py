@@ -25,6 +25,26 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.T
 
 
+def resident(
+    parts: Sequence[Tensor], device: torch.device | str | None, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Return tensors on a device, if all of them take at most half of what is free there; else as they are.
+
+    Args:
+        parts: on one device all.
+        device: None is where they are.
+        dtype: there; None is their own.
+    """
+    home = None if device is None else torch.device(device)
+    if home is None or not parts or parts[0].device.type == home.type:
+        return list(parts)
+    if home.type == "cuda":
+        size = sum(part.numel() * (part.element_size() if dtype is None else dtype.itemsize) for part in parts)
+        if 2 * size > torch.cuda.mem_get_info(home)[0]:
+            return list(parts)
+    return [part.to(home, dtype) for part in parts]
+
+
 class Rows:
     """The rows of a batch of problems, tensors (batch, n_i, d) below one another, in blocks where they are computed on.
 
@@ -45,11 +65,7 @@ class Rows:
         self.n = sum(part.shape[1] for part in parts)
         self.normalise = normalise
         self.block_rows = block_rows or max(1, _BLOCK_VALUES // (self.batch * self.d))
-        self.parts = list(parts)
-        if self.device.type == "cuda" and first.device.type != "cuda":
-            size = self.batch * self.n * self.d * torch.finfo(self.dtype).bits // 8
-            if 2 * size <= torch.cuda.mem_get_info(self.device)[0]:
-                self.parts = [part.to(self.device, self.dtype) for part in parts]
+        self.parts = resident(parts, self.device, self.dtype)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         offset = 0
