@@ -397,7 +397,7 @@ def main() -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu --small shows that the benchmark runs")
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     torch.set_float32_matmul_precision("highest")
     clock, sizes, console = Clock(device), SMALL if options.small else Sizes(), Console(width=120)
     result: dict[str, Any] = {

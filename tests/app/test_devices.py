@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
+from experiments.benchmarks.gpu_data import checkpoint
 from krossfuse.app.job import run
 from krossfuse.core.errors import ConfigError
 from krossfuse.encoders.bundled import EfficientNetLite0
@@ -98,8 +99,12 @@ def test_every_stage_is_on_the_trainer_s_device(
         "zero-shot": spy(monkeypatch, zero_shot, "rank_of", lambda out, *_: out),
         "exact kernel": spy(monkeypatch, CosineKernel, "kernel", lambda out, *_: out),
     }
+    weights = checkpoint("ViT-S-32-alt", tmp_path).pretrained
+    model = "krossfuse.encoders.open_clip_adapter.OpenCLIP"
+    made = f"{{_target_: {model}, architecture: ViT-S-32-alt, pretrained: '{weights}'}}"
+    clip = ("~pair.cross_modal", f"+pair.cross_modal={made}")
     probes = ("linear_probe", "ridge_probe", "sgd_probe", "knn", "zero_shot", "kernel_probe")
-    job(repository, tmp_path, f"trainer={preset}", "trainer.devices=1", f"probe=[{','.join(probes)}]")
+    job(repository, tmp_path, f"trainer={preset}", "trainer.devices=1", f"probe=[{','.join(probes)}]", *clip)
     assert all(devices == {device} for devices in seen.values()), seen
 
 
