@@ -31,6 +31,7 @@ from krossfuse.core.heap import kept_heap
 from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.logs import quieter
 from krossfuse.core.parts import CROSS_MODAL, Part
+from krossfuse.core.stopping import check_told
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import EncoderModule
@@ -465,6 +466,7 @@ def probe_all(job: Job, turns: Sequence[Fused], folds: Sequence[Fold], session: 
             reasons.append(f"{name}: {reason}")
             log.info("%s: probe %s does not apply: %s", session.label, name, reason)
             continue
+        check_told()
         start = time.perf_counter()
         # What one fold measured is not the measurement.
         with quieter(PROBES) if folds else contextlib.nullcontext():

@@ -16,10 +16,10 @@ from krossfuse.app.journal import TASK
 from krossfuse.app.launchers import collecting_each_job
 from krossfuse.app.plan import Planned
 from krossfuse.app.progress import Progress
-from krossfuse.app.stopping import check_told
 from krossfuse.app.sweep_folder import Outcome
 from krossfuse.app.task import LOCKS, Point, computing, journal_of, write_task
 from krossfuse.core.logs import quieter
+from krossfuse.core.stopping import check_told
 from krossfuse.results.points import state_of
 
 log = logging.getLogger(__name__)

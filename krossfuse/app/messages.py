@@ -17,9 +17,9 @@ from yaml import YAMLError
 
 from krossfuse.app.launchers import why_missing
 from krossfuse.app.paths import CONFIG_DIR
-from krossfuse.app.stopping import listening
 from krossfuse.app.sweep_folder import JobsFailedError
 from krossfuse.core.errors import KrossFuseError, did_you_mean
+from krossfuse.core.stopping import listening
 
 
 def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -24,9 +24,9 @@ from omegaconf import OmegaConf
 
 from krossfuse.app.build import unpacked
 from krossfuse.app.journal import Journal, Line
-from krossfuse.app.stopping import check_told
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.files import write_whole
+from krossfuse.core.stopping import check_told
 from krossfuse.results.points import Identity, state_of, write_point
 
 log = logging.getLogger(__name__)

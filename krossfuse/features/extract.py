@@ -26,6 +26,7 @@ from krossfuse.core.heap import kept_heap
 from krossfuse.core.lightning import pl
 from krossfuse.core.parts import Modality, Part
 from krossfuse.core.processes import EndWithParent, end_with_parent
+from krossfuse.core.stopping import check_told
 from krossfuse.core.trainers import TrainerFactory, quiet
 from krossfuse.data.module import BaseDataModule
 from krossfuse.encoders.base import Encoder, EncoderModule
@@ -256,6 +257,7 @@ def _predict(
         trainer = _trainer(trainers, [_StoreWriter(works), *([_Progress(works)] if progress else [])])
         try:
             trainer.predict(module, return_predictions=False)
+            check_told()
         except SystemExit:
             if trainer.interrupted:  # Lightning makes an exit of Ctrl-C; the run is to know what it was
                 raise KeyboardInterrupt from None
@@ -330,6 +332,7 @@ class _StoreWriter(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Store the features of a batch; those of an accelerator while it computes the next one."""
+        check_told()
         if all(features.device.type == "cpu" for features in outputs.values()):
             self._write(dataloader_idx, batch[0], outputs)
             return

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from feature_toys import SIZES, Decoded, ToyData, ToyEncoder, ToyModule
 from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.core.parts import CROSS_MODAL, Part
+from krossfuse.core.stopping import listening
 from krossfuse.encoders.pair import Pair
 from krossfuse.features import npy
 from krossfuse.features.extract import extract, feature_keys
@@ -167,6 +170,30 @@ def test_interrupt_keeps_what_is_done(images: Path, store: LocalStore, monkeypat
     monkeypatch.undo()
     run(ToyData(images), make_pair(), store)
     assert not any(entry.partial for entry in store.entries())
+
+
+def test_an_interrupt_that_a_library_swallows_is_raised_at_the_next_batch(
+    images: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, seen = ToyModule.prepare_image, []
+
+    def swallowing(self: ToyModule, image: Any) -> torch.Tensor:
+        seen.append(image)
+        if len(seen) == 2:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+        return prepare(self, image)
+
+    monkeypatch.setattr(ToyModule, "prepare_image", swallowing)
+    pair = Pair(name="one", image_experts={"a": ToyEncoder("a", ("image",))})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), listening():
+            extract(ToyData(images, batch_size=8), pair, store, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(seen) < sum(SIZES.values())
 
 
 def test_unreadable_image_in_a_loader_process(images: Path, store: LocalStore) -> None:

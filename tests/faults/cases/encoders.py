@@ -49,7 +49,7 @@ def model_of(weights: bytes | None) -> Any:
 
 DINO = ("pair=clip_dinov2", "pair.cross_modal._target_=krossfuse.encoders.bundled.OpenMojiCLIP",
         "~pair.cross_modal.architecture", "~pair.cross_modal.pretrained", "~pair.cross_modal.name",
-        "fusion=image_expert")  # fmt: skip
+        "pair.cross_modal.about.dim=null", "fusion=image_expert")  # fmt: skip
 """A pair whose image expert is transformers'; the bundled encoder stands beside it, so that nothing is fetched."""
 
 CASES = [

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from krossfuse.app.stopping import check_told, listening
+from krossfuse.core.stopping import check_told, listening
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])

@@ -49,6 +49,7 @@ def listening() -> Iterator[None]:
     finally:
         for told, earlier in before.items():
             signal.signal(told, earlier)
+        _told.clear()
 
 
 def check_told() -> None:
