@@ -41,6 +41,12 @@ def can_look() -> bool:
     return not torch.compiler.is_compiling()
 
 
+def compiles() -> bool:
+    """Return whether ``torch.compile`` traces a method, rather than an exporter; False where torch does not say."""
+    exporting = getattr(torch.compiler, "is_exporting", None)
+    return torch.compiler.is_compiling() and exporting is not None and not exporting()
+
+
 def not_finite(x: Tensor) -> Tensor:
     """Return which rows hold NaN or infinity."""
     return ~torch.isfinite(x).all(1)
