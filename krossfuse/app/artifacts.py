@@ -59,7 +59,11 @@ def keep_artifacts(
     for fold, (method, space) in fused.items():
         of_fold = f"-{fold}" if fold else ""
         for kind in session.tracker.keep:
-            path = _write(kind, cfg["pair"], method, space, session.folder / FOLDER, of_fold)
+            saved = session.folder / f"fusion{of_fold}.safetensors"
+            if kind == "fusion" and cfg["save_fusion"]:  # the run has written it already
+                path = saved
+            else:
+                path = _write(kind, cfg["pair"], method, space, session.folder / FOLDER, of_fold)
             # W&B's names have at most 128 characters.
             name = f"{stem[: 100 - len(of_fold)]}{of_fold}-{kind}"
             session.tracker.log_artifact(Artifact(name, kind, path, about, features))

@@ -4,6 +4,7 @@ krossfuse encode FOLDER images/ -o features.safetensors                       al
 krossfuse encode FOLDER lines.txt -o features.npz                             a text a line
 krossfuse encode FOLDER table.parquet --column caption -o f.safetensors       a column of texts, or of images
 krossfuse encode FOLDER data=openmoji data.limit=90 -o f.safetensors          a dataset; data=embeddings reads the file
+krossfuse encode FOLDER images/ -o f.safetensors --precision float16          half the bytes; the encoders' too
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from krossfuse.core.unit import normalised
 from krossfuse.data.module import BaseDataModule
 from krossfuse.features.embeddings import SUFFIXES, save_embeddings
 from krossfuse.features.embeddings.safetensors_file import write_safetensors
+from krossfuse.features.entry import DTYPES
 from krossfuse.fusion.sink import RowSink
 from krossfuse.model.encoder import FusedEncoder
+from krossfuse.model.precision import dtype_named, name_of
 from krossfuse.model.sources import read_items
 
 FEATURES, NAMES, ROLE = "features", "names", "fused"
@@ -48,6 +51,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if options.batch_size < 1 or options.workers < 0:
         raise ConfigError(f"--batch-size={options.batch_size} must be 1 or more, and --workers={options.workers} 0 or "
                           "more")  # fmt: skip
+    dtype = dtype_named(options.precision, option="--precision")
+    if dtype == torch.bfloat16 and options.out.suffix == ".npz":
+        raise ConfigError(f"--precision=bfloat16: NumPy has none, so {options.out} cannot hold it; write a "
+                          ".safetensors, or say --precision=float16")  # fmt: skip
     overrides = [word for word in options.source if "=" in word and not Path(word).exists()]
     if (overrides and len(overrides) < len(options.source)) or (not overrides and len(options.source) > 1):
         raise ConfigError(f"give one path, or a dataset as data=NAME data.OPTION=VALUE ..., not {options.source}")
@@ -55,7 +62,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         raise ConfigError(f"--column={options.column} is for parquet files, and the source is a dataset")
     data = _dataset(overrides) if overrides else None
     items = None if data is not None else read_items(options.source[0], column=options.column)
-    model = FusedEncoder.from_pretrained(options.folder, device=_device(options.device))
+    model = FusedEncoder.from_pretrained(options.folder, device=_device(options.device), dtype=dtype)
     if data is not None:
         rows = _write_dataset(model, data, options)
     else:
@@ -63,9 +70,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
         model.check_modality(items.modality)
         fused = encode_all(model, items.modality, items.items, options)
         about = {"modality": items.modality, "model": model.digest, "normalized": str(options.normalize).lower()}
+        about["precision"] = name_of(fused.dtype)
         write_features(options.out, fused, items.names, {**about, "krossfuse": version("krossfuse")})
         rows = len(fused)
-    print(f"{options.out}: {rows} embeddings of {model.dim} dimensions")
+    print(f"{options.out}: {rows} embeddings of {model.dim} dimensions, {options.precision}")
     return 0
 
 
@@ -80,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--column", help="of a parquet file")
     parser.add_argument("--normalize", action="store_true", help="scale the embeddings to norm 1")
+    parser.add_argument(
+        "--precision", default="float32", help=f"{', '.join(DTYPES)}: of encoders, fusion and file (float32)"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="items in memory at a time (64)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (0: none but the main one)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
@@ -107,7 +118,9 @@ def encode_all(model: FusedEncoder, modality: Modality, items: Sequence[Any], op
             progress=not options.quiet,
             num_workers=options.workers if modality == "image" else 0,
         ):
-            sink.write((normalised(block) if options.normalize else block).cpu())
+            # In half precision the squares of a norm have no room.
+            wide = block.to(torch.promote_types(block.dtype, torch.float32))
+            sink.write((normalised(wide).to(block) if options.normalize else block).cpu())
         return sink.close()
     except BaseException:
         sink.abandon()
@@ -158,6 +171,8 @@ def _write_dataset(model: FusedEncoder, data: BaseDataModule, options: argparse.
     if not parts:
         model.check_modality(data.parts()[0].modality)
     fused = {part: {ROLE: encode_all(model, part.modality, data.items(part), options)} for part in parts}
-    record = {ROLE: {"name": f"{model.pair.name}, fused", "fingerprint": {"model": model.digest}}}
+    precision = name_of(model.dtype)
+    fingerprint = {"model": model.digest, **({} if precision == DTYPES[0] else {"precision": precision})}
+    record = {ROLE: {"name": f"{model.pair.name}, fused", "fingerprint": fingerprint, "precision": precision}}
     save_embeddings(options.out, FeatureBundle(data.info, model.pair.name, fused, record))
     return sum(len(of[ROLE]) for of in fused.values())

@@ -8,6 +8,7 @@ would refuse. Rows so large or small that their squares leave the range of the p
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -62,6 +63,38 @@ class FusionFunction(nn.Module):
         tensors = [*self.method.parameters(), *self.method.buffers()]
         dtype = next((x.dtype for x in tensors if x.is_floating_point()), torch.float32)
         return tuple(torch.randn(ROWS, dim, generator=generator).to(device, dtype) for dim in self.roles.values())
+
+
+def in_precision(method: FusionMethod, dtype: torch.dtype) -> FusionMethod:
+    """Return a copy of a fitted method whose tensors have another precision, to be exported in it.
+
+    Features come in and embeddings go out in that precision; what it costs is for the user to measure
+    (docs/model.md has an example).
+
+    Args:
+        method: fitted; it stays as it is.
+        dtype: ``torch.float16``, ``torch.bfloat16``, ``torch.float32`` or ``torch.float64``.
+
+    Raises:
+        ConfigError: the dtype is none of floating-point numbers, or an operator of the method has no form in it.
+    """
+    if not dtype.is_floating_point:
+        raise ConfigError(f"dtype={dtype} must be one of floating-point numbers, such as torch.float16")
+    made = copy.deepcopy(method).to(dtype)
+    for modality in made.modalities:
+        function = FusionFunction(made, modality)
+        try:
+            fused = function(*function.example())
+        except (RuntimeError, NotImplementedError) as error:
+            raise ConfigError(
+                f"{type(method).__name__} has no form in {str(dtype).removeprefix('torch.')} on "
+                f"{device_of(method)}: {str(error).splitlines()[0]}; export it in float32"
+            ) from error
+        if not bool(torch.isfinite(fused).all()):
+            raise ConfigError(
+                f"{type(method).__name__} leaves the range of {str(dtype).removeprefix('torch.')}; export it in float32"
+            )
+    return made
 
 
 def check_batch(method: FusionMethod, modality: Modality, features: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,8 @@ from krossfuse.core.errors import check_choice
 from krossfuse.core.parts import Modality, Part
 from krossfuse.fusion.base import Features, FusionMethod
 from krossfuse.fusion.batches import StoredRows
-from krossfuse.fusion.module import BLOCK_ROWS, FusionModule
+from krossfuse.fusion.loop import BLOCK_ROWS
+from krossfuse.fusion.module import FusionModule
 from krossfuse.fusion.sink import MEMORY_LIMIT, RowSink
 from krossfuse.fusion.stream import select_roles
 

@@ -40,8 +40,10 @@ def can_look() -> bool:
     Then nothing is checked: what is refused otherwise comes out as NaN (:mod:`krossfuse.fusion.export`). Nor can they
     while a CUDA graph is captured.
     """
+    if torch.compiler.is_compiling():
+        return False
     capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
-    return not (torch.compiler.is_compiling() or capturing)
+    return not capturing
 
 
 _NOTED: ContextVar[list[Tensor] | None] = ContextVar("noted", default=None)
@@ -74,6 +76,12 @@ def looked_at_once(run: Callable[[], Tensor], device: torch.device) -> Tensor:
     finally:
         _NOTED.reset(token)
     return out if not noted or bool(torch.stack(noted).all()) else run()
+
+
+def compiles() -> bool:
+    """Return whether ``torch.compile`` traces a method, rather than an exporter; False where torch does not say."""
+    exporting = getattr(torch.compiler, "is_exporting", None)
+    return torch.compiler.is_compiling() and exporting is not None and not exporting()
 
 
 def not_finite(x: Tensor) -> Tensor:

@@ -72,10 +72,11 @@ class FusedEncoder(
 
         Args:
             pretrained_model_name_or_path: a folder, or ``owner/name`` on the hub.
-            **options: ``device`` and ``dtype`` of the model; ``plugins``: modules of your own whose classes may be
-                built; ``encoders``: by role, encoders in place of those that the folder refers to (they must have the
-                same fingerprints); ``check=False`` takes what differs, with a warning; and those of huggingface_hub's
-                mixin (``revision``, ``cache_dir``, ``token``, ...).
+            **options: ``device`` and ``dtype`` of the model (``torch.float16`` or ``"float16"``: encoders and fusion
+                compute in it, and embeddings have it; golden embeddings are checked before); ``plugins``: modules of
+                your own whose classes may be built; ``encoders``: by role, encoders in place of those that the folder
+                refers to (they must have the same fingerprints); ``check=False`` takes what differs, with a warning;
+                and those of huggingface_hub's mixin (``revision``, ``cache_dir``, ``token``, ...).
 
         Raises:
             StoreError: no such folder, a damaged or altered file, a newer format, or something that differs; the

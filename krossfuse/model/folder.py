@@ -30,6 +30,7 @@ from krossfuse.fusion.io import check_saveable, load_fusion, save_fusion
 from krossfuse.model.card import model_card
 from krossfuse.model.fused import Fused
 from krossfuse.model.golden import differences, golden_file
+from krossfuse.model.precision import dtype_named
 
 log = logging.getLogger(__name__)
 
@@ -140,12 +141,13 @@ def read_model(
     folder: Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     plugins: Iterable[str] = (),
     encoders: Mapping[str, Encoder] | None = None,
     check: bool = True,
 ) -> _Model:
     """Read the model in a folder; see :meth:`~krossfuse.model.encoder.FusedEncoder.from_pretrained`."""
+    precision = None if dtype is None else dtype_named(dtype)
     folder, plugins = folder.expanduser().resolve(), list(plugins)
     config = read_config(folder)
     different = _altered(folder, config)
@@ -174,7 +176,7 @@ def read_model(
     model.copied = bool(config.get("weights"))
     card = folder / CARD
     model.card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
-    return model.to(device=device, dtype=dtype)
+    return model.to(device=device, dtype=precision)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -95,6 +95,12 @@ class Fused(nn.Module):
         tensor = next(self.encoders.parameters(), None)
         return device_of(self.fusion) if tensor is None else tensor.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which precision it computes: that of the encoders; of the fusion, where they have no parameters."""
+        tensors = [*self.encoders.parameters(), *self.fusion.parameters(), *self.fusion.buffers()]
+        return next((x.dtype for x in tensors if x.is_floating_point()), torch.float32)
+
     def loaded(self, modality: Modality) -> dict[str, EncoderModule]:
         """Return by role the loaded encoders that see a modality, the cross-modal one first."""
         self.check_modality(modality)

@@ -16,6 +16,7 @@ from krossfuse.core.files import replacing
 from krossfuse.core.unit import normalised
 from krossfuse.features.embeddings.safetensors_file import write_safetensors
 from krossfuse.model.fused import Fused
+from krossfuse.model.precision import name_of
 
 FORMAT = "krossfuse-index-1"
 
@@ -35,10 +36,11 @@ class Index:
     """Embeddings that can be searched.
 
     Attributes:
-        features: (n, dim), as the model gave them.
+        features: (n, dim), as the model gave them, in the precision in which it computed.
         names: of the rows.
         model: digest of the model that made them.
-        about: what else is known: ``kind`` of the items, their ``root``, the ``folder`` of the model.
+        about: what else is known: ``kind`` of the items, their ``root``, the ``folder`` of the model, its
+            ``precision``.
     """
 
     features: Tensor
@@ -70,7 +72,7 @@ class Index:
             ConfigError: k is not positive.
         """
         check_positive("k", k, integer=True)
-        rows, q = self.features, query.detach().flatten().to(self.features)
+        rows, q = self._rows, query.detach().flatten().to(self._rows)
         if cosine:
             rows, q = self._unit, normalised(q)
         scores = rows @ q
@@ -78,9 +80,18 @@ class Index:
         return [Hit(rank, row, self.names[row], float(scores[row])) for rank, row in enumerate(best, start=1)]
 
     @property
+    def _rows(self) -> Tensor:
+        """The features as they are compared: in float32 where they are kept in less."""
+        if "rows" not in self.__dict__:
+            half = self.features.element_size() < torch.float32.itemsize
+            self.__dict__["rows"] = self.features.float() if half else self.features
+        rows: Tensor = self.__dict__["rows"]
+        return rows
+
+    @property
     def _unit(self) -> Tensor:
         if "unit" not in self.__dict__:
-            self.__dict__["unit"] = normalised(self.features)
+            self.__dict__["unit"] = normalised(self._rows)
         unit: Tensor = self.__dict__["unit"]
         return unit
 
@@ -97,8 +108,8 @@ def make_index(
         progress: show a progress bar.
         about: see :class:`Index`.
     """
-    features = model.encode_image(items, progress=progress).float().cpu()
-    return Index(features, list(names), model.digest, dict(about or {}))
+    features = model.encode_image(items, progress=progress).cpu()
+    return Index(features, list(names), model.digest, {**(about or {}), "precision": name_of(features.dtype)})
 
 
 def save_index(index: Index, path: Path) -> None:

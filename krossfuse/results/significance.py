@@ -152,27 +152,6 @@ def compare(a: Scores | ArrayLike, b: Scores | ArrayLike, *, level: float = LEVE
     return judge([difference_of(as_scores(a), as_scores(b))], level=level)[0]
 
 
-def compare_all(
-    scores: Mapping[str, Scores | ArrayLike],
-    baseline: str,
-    *,
-    correction: Literal["holm", "none"] = "holm",
-    level: float = LEVEL,
-) -> dict[str, Comparison]:
-    """Compare every other method with ``baseline``; p-values and verdicts hold for all of them together.
-
-    Args:
-        scores: by method, as in :func:`compare`.
-        baseline: one of them.
-        correction: ``"holm"`` (Holm 1979), or ``"none"``. Intervals stay those of the single comparison.
-        level: of the intervals, and of the family of verdicts.
-    """
-    check_choice("baseline", baseline, scores)
-    base = as_scores(scores[baseline])
-    single = {name: difference_of(as_scores(own), base) for name, own in scores.items() if name != baseline}
-    return dict(zip(single, judge(list(single.values()), correction=correction, level=level), strict=True))
-
-
 def judge(
     differences: Sequence[Difference], *, correction: Literal["holm", "none"] = "holm", level: float = LEVEL
 ) -> list[Comparison]:

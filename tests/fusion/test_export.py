@@ -24,7 +24,7 @@ from krossfuse.fusion import (
     RPKrossFuse,
     SpectralSketch,
 )
-from krossfuse.fusion.export import FusionFunction, check_batch, compiled, export_onnx, export_program
+from krossfuse.fusion.export import FusionFunction, check_batch, compiled, export_onnx, export_program, in_precision
 from krossfuse.fusion.named import ALIGNMENTS, KERNELS, SKETCHES
 
 INPUTS = InputSpec(cross_modal=12, image_experts={"dino": 16})
@@ -162,6 +162,66 @@ def test_onnx(name: str, modality: Modality, fitted: Callable[[str], FusionMetho
         return torch.from_numpy(fused)
 
     assert farthest(method, modality, run) <= IN_ONNXRUNTIME.get(name, TOLERANCE)
+
+
+HALF = {"float16": 4e-3, "bfloat16": 3e-2}
+"""By precision, how far an embedding may be from float32's over its norm: a few units of rounding (2^-11, 2^-8)."""
+
+NOT_IN_HALF = {"sketch tensor_sketch", "sketch complex_to_real", "sketch complex_to_real_srht", "sketch joint_fourier"}
+"""Who multiplies complex numbers, for which torch has no bfloat16, and on a CPU no Fourier transform of float16."""
+
+PLAIN_HALF = ("sketch uniform", "sketch srht", "sketch spectral", "preset", "Concatenation", "PCAConcatenation", "CCA",
+              "Gate", "Attention", "AverageKernel", "Alone", "ReleasedCode", "kernel gaussian")  # fmt: skip
+
+
+def in_half(method: FusionMethod, precision: str, run: Callable[..., torch.Tensor]) -> float:
+    """Return the largest distance of an embedding from that of float32, over the latter's norm."""
+    function = FusionFunction(method, "image")
+    worst = 0.0
+    for n in BATCHES:
+        given = features(n, dict(function.roles), seed=n)
+        full = method.encode("image", dict(zip(function.roles, given, strict=True)))
+        fused = run(*(x.to(getattr(torch, precision)) for x in given))
+        assert (full.dtype, fused.dtype) == (torch.float32, getattr(torch, precision))
+        worst = max(worst, float(((fused.float() - full).norm(dim=1) / full.norm(dim=1)).max()))
+    return worst
+
+
+@pytest.mark.parametrize("precision", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", PLAIN_HALF)
+def test_half_precision_export(
+    name: str, precision: str, fitted: Callable[[str], FusionMethod], tmp_path: Path
+) -> None:
+    method = fitted(name)
+    half = in_precision(method, getattr(torch, precision))
+    torch.export.save(export_program(half, "image"), tmp_path / "fusion.pt2")
+    off = in_half(method, precision, torch.export.load(tmp_path / "fusion.pt2").module())
+    assert 0 < off <= HALF[precision]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs krossfuse[onnx]: make test-extras")
+@pytest.mark.parametrize("name", PLAIN_HALF[:4])
+def test_half_precision_onnx(name: str, fitted: Callable[[str], FusionMethod], tmp_path: Path) -> None:
+    import onnxruntime
+
+    method, path = fitted(name), tmp_path / "fusion.onnx"
+    export_onnx(in_precision(method, torch.float16), "image", path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names, roles = [i.name for i in session.get_inputs()], list(FusionFunction(method, "image").roles)
+
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        fed = {role: x.numpy() for role, x in zip(roles, given, strict=True) if role in names}
+        return torch.from_numpy(session.run(["fused"], fed)[0])
+
+    assert 0 < in_half(method, "float16", run) <= HALF["float16"]
+
+
+def test_who_has_no_half_precision_says_so(fitted: Callable[[str], FusionMethod]) -> None:
+    for name in sorted(NOT_IN_HALF):
+        with pytest.raises(ConfigError, match="RPKrossFuse has no form in bfloat16 on cpu.*export it in float32"):
+            in_precision(fitted(name), torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"dtype=torch\.int8"):
+        in_precision(fitted("Alone"), torch.int8)
 
 
 def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:

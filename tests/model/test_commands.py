@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from krossfuse.app import encode, search
@@ -24,6 +25,7 @@ from krossfuse.features.embeddings import EmbeddingsFile
 from krossfuse.fusion.plain import fuse_bundle
 from krossfuse.model.encoder import FusedEncoder
 from krossfuse.model.search import Index, load_index, save_index
+from krossfuse.model.side_by_side import parents_of
 
 TEST = Part("test", "image")
 
@@ -109,6 +111,59 @@ def test_encode_writes_rows_with_names(model: FusedEncoder, saved: Path, emoji_f
     with pytest.raises(DataError, match="cannot read image"):
         encode.main([str(saved), str(tmp_path / "bad"), "-o", str(tmp_path / "b.npz"), "--quiet"])
     assert not (tmp_path / "b.npz").exists()
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_precision_is_that_of_encoders_file_and_index(
+    precision: str,
+    model: FusedEncoder,
+    saved: Path,
+    emoji_files: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Half the bytes, by encoders that compute in half precision: other bits than a float32 result rounded."""
+    from safetensors import safe_open
+
+    from krossfuse.model.golden import TOLERANCE
+
+    out, dtype = tmp_path / "images.safetensors", getattr(torch, precision)
+    encode.main([str(saved), str(emoji_files), "-o", str(out), "--precision", precision, "--quiet"])
+    with safe_open(out, "pt") as file:
+        assert file.metadata()["precision"] == precision
+    made, full = load_file(out)["features"], model.encode_image(sorted(emoji_files.iterdir()))
+    assert made.dtype == dtype
+    assert not torch.equal(made, full.to(dtype))
+    off = (made.float() - full).norm(dim=1) / full.norm(dim=1)
+    assert 0 < float(off.max()) <= 3 * TOLERANCE[dtype]
+    assert torch.equal(FusedEncoder.from_pretrained(saved, dtype=precision).encode_image(
+        sorted(emoji_files.iterdir())), made)  # fmt: skip
+
+    path = tmp_path / "index.safetensors"
+    index_command.main([str(saved), str(emoji_files), "-o", str(path), "--precision", precision, "--quiet"])
+    index = load_index(path)
+    assert torch.equal(index.features, made)
+    assert index.about["precision"] == precision
+    pictures = [Image.open(file) for file in sorted(emoji_files.iterdir())]
+    assert set(parents_of(model, index, pictures, tmp_path / "parents.safetensors")) == set(model.loaded("image"))
+    capsys.readouterr()
+    search.main(["--image", str(emoji_files / "03.png"), "--index", str(path), "--json", "--cosine"])
+    hit = json.loads(capsys.readouterr().out)["hits"][0]
+    assert hit["name"] == "03.png"
+    assert hit["score"] == pytest.approx(1, abs=1e-2)
+
+
+def test_precisions_that_are_not(saved: Path, emoji_files: Path, tmp_path: Path) -> None:
+    given = [str(saved), str(emoji_files), "-o", str(tmp_path / "x.npz")]
+    with pytest.raises(ConfigError, match=r"--precision='float61'.*did you mean 'float16'"):
+        encode.main([*given, "--precision", "float61"])
+    with pytest.raises(ConfigError, match="NumPy has none"):
+        encode.main([*given, "--precision", "bfloat16"])
+    with pytest.raises(ConfigError, match="--precision='int8'"):
+        index_command.main([*given[:3], str(tmp_path / "x.safetensors"), "--precision", "int8"])
+    with pytest.raises(ConfigError, match=r"dtype=torch\.int8"):
+        FusedEncoder.from_pretrained(saved, dtype=torch.int8)
+    assert not list(tmp_path.iterdir())
 
 
 def test_encode_writes_a_dataset_that_data_embeddings_reads(

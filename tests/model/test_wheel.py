@@ -18,9 +18,16 @@ from krossfuse.model.encoder import FusedEncoder
 pytestmark = pytest.mark.slow
 
 CODE = """
-import sys, numpy as np, krossfuse
+import socket, sys
+
+def refuse(*_):
+    raise OSError("this test has no network")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+import numpy as np, krossfuse
 model = krossfuse.FusedEncoder.from_pretrained(sys.argv[1])
-np.save(sys.argv[2], model.encode_image(sys.argv[3:], convert_to="numpy"))
+parents = {role: x.numpy() for role, x in model.encode_parents("image", sys.argv[3:]).items()}
+np.savez(sys.argv[2], fused=model.encode_image(sys.argv[3:], convert_to="numpy"), **parents)
 print(krossfuse.__file__)
 """
 
@@ -36,12 +43,16 @@ def test_the_wheel_gives_the_runs_embeddings(
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(installed), str(wheel)]
     subprocess.run(pip, check=True, capture_output=True, timeout=300)
     paths = sorted(map(str, emoji_files.iterdir()))
-    environment = {**os.environ, "PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
+    # Nothing of this process's environment, and a home without caches.
+    environment = {"PATH": os.environ["PATH"], "HOME": str(empty), "PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(saved), str(tmp_path / "x.npy"), *paths],
+        [sys.executable, "-c", CODE, str(saved), str(tmp_path / "x.npz"), *paths],
         cwd=empty, env=environment, capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     assert done.stdout.strip().startswith(str(installed))
-    part = Part("test", "image")
+    part, made = Part("test", "image"), np.load(tmp_path / "x.npz")
     fused = fuse_bundle(model.fusion, bundle, parts=[part])[part]
-    assert np.abs(np.load(tmp_path / "x.npy") - fused[: len(paths)].numpy()).max() <= 1e-6
+    assert np.abs(made["fused"] - fused[: len(paths)].numpy()).max() <= 1e-6
+    assert set(made) == {"fused", *bundle[part]}
+    for role, stored in bundle[part].items():  # what the run's store has of each encoder
+        assert np.abs(made[role] - stored[: len(paths)].numpy()).max() <= 1e-6, role

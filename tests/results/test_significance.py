@@ -8,7 +8,7 @@ from scipy import stats
 
 from krossfuse.core.errors import ConfigError, DataError
 from krossfuse.results.inference import Scores
-from krossfuse.results.significance import MOST_SEEDS, compare, compare_all, holm
+from krossfuse.results.significance import MOST_SEEDS, as_scores, compare, difference_of, holm, judge
 
 
 def correct(p: float, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -118,13 +118,11 @@ def test_several_methods_share_one_level() -> None:
     base = correct(0.6, (300,), 0)
     flipped = base.copy()
     flipped[np.flatnonzero(base == 0)[:5]] = 1
-    scores = {"base": base, **{f"m{i}": flipped for i in range(4)}}
-    alone = compare_all(scores, "base", correction="none")
-    together = compare_all(scores, "base")
-    assert {c.verdict for c in alone.values()} == {"better"}
-    assert {c.verdict for c in together.values()} == {"no difference shown"}
-    assert together["m0"].p_value == pytest.approx(min(1, 4 * alone["m0"].p_value))
-    assert "base" not in together
+    differences = [difference_of(as_scores(flipped), as_scores(base)) for _ in range(4)]
+    alone, together = judge(differences, correction="none"), judge(differences)
+    assert {c.verdict for c in alone} == {"better"}
+    assert {c.verdict for c in together} == {"no difference shown"}
+    assert together[0].p_value == pytest.approx(min(1, 4 * alone[0].p_value))
 
 
 def test_bad_input_is_named() -> None:
@@ -134,5 +132,5 @@ def test_bad_input_is_named() -> None:
         compare([1.0, np.nan], [0.0, 1.0])
     with pytest.raises(ConfigError, match="level"):
         compare([1, 0], [0, 1], level=95)
-    with pytest.raises(ConfigError, match="did you mean 'clip'"):
-        compare_all({"clip": [1, 0], "rp": [0, 1]}, "clipp")
+    with pytest.raises(ConfigError, match="did you mean 'holm'"):
+        judge([difference_of(as_scores([1, 0]), as_scores([0, 1]))], correction="holmes")  # type: ignore[arg-type]

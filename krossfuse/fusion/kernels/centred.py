@@ -12,7 +12,7 @@ from torch import Tensor
 from krossfuse.core.blocks import blocks
 from krossfuse.core.errors import DataError, NotFittedError, check_range
 from krossfuse.fusion.kernels.base import Kernel, unit_rows
-from krossfuse.fusion.rows import can_look, holds
+from krossfuse.fusion.rows import can_look, compiles, holds
 
 POWERS = (0.5, 1.0)
 """The power that is chosen lies between the signed square root and the features as they are."""
@@ -64,6 +64,7 @@ class CentredKernel(Kernel):
         self.register_buffer("mean", torch.zeros(in_dim))
         self.register_buffer("centre", torch.zeros(in_dim))
         self.register_buffer("power", torch.tensor(math.nan))  # until the fit
+        self._power = math.nan  # the same, as a number that a traced function holds
 
     @property
     def needs_fit(self) -> bool:
@@ -98,8 +99,13 @@ class CentredKernel(Kernel):
             power = min(max(math.sqrt(3 / kurtosis), POWERS[0]), POWERS[1])
         self.mean.copy_(mean)
         self.power.fill_(power)
+        self._power = float(self.power)
         self.centre.copy_(self._mean((self._powered(u - mean) for u in self._units(x)), len(x)))
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._power = float(self.power)
 
     def _mean(self, rows: Iterator[Tensor], count: int) -> Tensor:
         total = torch.zeros(self.in_dim, dtype=torch.float64, device=self.mean.device)
@@ -112,11 +118,12 @@ class CentredKernel(Kernel):
             yield unit_rows(self._check(x[rows].double()))
 
     def _powered(self, z: Tensor) -> Tensor:
-        if not can_look():
-            return torch.nn.functional.normalize(z.sign() * z.abs().pow(self.power), dim=1)
-        a = float(self.power)
+        a = float(self.power) if can_look() else self._power
         if a == 0.5:
             z = z.sign() * z.abs().sqrt()
+        elif a != 1 and compiles():
+            # Of the same value; TorchInductor keeps it for the norm, where it computes a plain power twice.
+            z = z.sign() * (z.abs().log() * a).exp()
         elif a != 1:
             z = z.sign() * z.abs().pow(a)
         return torch.nn.functional.normalize(z, dim=1)

@@ -38,10 +38,14 @@ class TensorSketch(RandomSketch):
             self.register_buffer(f"signs_{i}", signs)
 
     def _project(self, factor: int, x: Tensor) -> Tensor:
+        x = self._unfolded(factor, x)
+        buckets, signs = self.get_buffer(f"buckets_{factor}"), self.get_buffer(f"signs_{factor}")
+        if not can_look():
+            # A compiler writes the loop itself, and row by row is the layout that the transform is fast on.
+            return x.new_zeros(x.shape[0], self.out_dim).index_add(1, buckets, x * signs.T)
         # Columns become rows, which are added in one go each.
-        signed = self._unfolded(factor, x).T * self.get_buffer(f"signs_{factor}")
-        counts = signed.new_zeros(self.out_dim, x.shape[0]).index_add(0, self.get_buffer(f"buckets_{factor}"), signed)
-        return counts.T.contiguous()
+        signed = x.T * signs
+        return signed.new_zeros(self.out_dim, len(x)).index_add(0, buckets, signed).T.contiguous()
 
     def multiply(self, projections: Sequence[Tensor]) -> Tensor:
         """Return the circular convolution."""
