@@ -28,7 +28,7 @@ LINEAR = "probe.linear_probe.grid=[1,100]"
 CLUSTERS = ["probe.clustering.n_seeds=2", "probe.clustering.n_init=1"]
 TOY: dict[str, list[str]] = {
     "paper_table1": ["data=food101,svhn", IMAGES, LINEAR],
-    "paper_table2": ["data=mr,trec", TEXTS, "probe.text_probe.n_folds=2"],
+    "paper_table2": ["data=mr,trec,mrpc", TEXTS, "probe.text_probe.n_folds=2"],
     "paper_table3": ["data=food101", IMAGES, "probe.few_shot.shots=[1]", "probe.few_shot.n_seeds=2"],
     "paper_table4": ["data=food101", IMAGES, *CLUSTERS],
     "paper_table6": ["data=flickr30k", IMAGES],
@@ -97,6 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     published.karpathy(
         Files(root / "data" / "flickr30k"), "dataset_flickr30k.json", dict.fromkeys(("train", "val", "test"), ""), 12
     )
+    published.mrpc(Files(root / "texts"))
     for file, labels in {"rt-polarity.all": 2, "TREC.train.all": 6, "TREC.test.all": 6}.items():
         published.sentences(Files(root / "texts"), file, labels, 60)
     return root
