@@ -33,7 +33,7 @@ from krossfuse.fusion.batches import (
 from krossfuse.fusion.fit import FIT_ROWS, fit_method, subset, training_parts
 from krossfuse.fusion.heads import Heads, Loss, Optimisers
 from krossfuse.fusion.rows import RowError, located
-from krossfuse.fusion.sink import MEMORY_LIMIT, RowSink
+from krossfuse.fusion.sink import MEMORY_LIMIT, RowSink, Sink
 from krossfuse.fusion.stream import check_encoders, device_of, part_path, roles_of, select_roles
 from krossfuse.fusion.streaming import EachBatch, FusedStream
 
@@ -176,7 +176,12 @@ class FusionModule(pl.LightningModule):
         Raises:
             DataError: rows that cannot be fused.
         """
-        fused = self.method.encode(batch.modality, self.features(batch))
+        features = self.features(batch)
+        if len(next(iter(features.values()))) == 1:  # a product with one row alone has other last bits on a CPU
+            twice = {role: x.repeat(2, 1) for role, x in features.items()}
+            fused = self.method.encode(batch.modality, twice)[:1]
+        else:
+            fused = self.method.encode(batch.modality, features)
         total = fused.detach().sum(dtype=torch.promote_types(fused.dtype, torch.float32))
         # One cheap pass: a finite sum has finite terms only (a sum that overflows is looked at again).
         if not bool(torch.isfinite(total)) and not bool(torch.isfinite(fused).all()):
@@ -278,14 +283,14 @@ class FusionModule(pl.LightningModule):
         chosen = [p for p in sizes_of(source) if p.modality in self.method.modalities] if parts is None else list(parts)
         for part in chosen:
             check_choice("modality", part.modality, self.method.modalities)
-        named: dict[str, tuple[PartRows, RowSink]] = {}
+        named: dict[str, tuple[PartRows, Sink]] = {}
         for part, (name, rows) in zip(chosen, self._named(source, chosen), strict=True):
             path = part_path(folder, part)
             sink = RowSink(len(rows), path=path, memory_limit=memory_limit, keep_on_device=keep_on_device)
             named[name] = (rows, sink)
         return dict(zip(chosen, self.fill(named, self._batch_size(source)), strict=True))
 
-    def fill(self, named: Mapping[str, tuple[PartRows, RowSink]], batch_size: int) -> list[Tensor]:
+    def fill(self, named: Mapping[str, tuple[PartRows, Sink]], batch_size: int) -> list[Tensor]:
         """Fuse rows into sinks.
 
         Args:
