@@ -122,6 +122,9 @@ bench-extraction: $(READY) ## Extraction against the best bare encoders; OUT=FIL
 bench-fusion: $(READY) ## Every sketch against the published formula; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.fusion $(if $(OUT),--out $(OUT)) $(ARGS)
 
+bench-cost: $(READY) ## Time a batch and peak memory beside the paper's table 10; ARGS="--pair NAME"; OUT=FILE for the JSON
+	$(BIN)/python -m experiments.benchmarks.cost $(if $(OUT),--out $(OUT)) $(ARGS)
+
 bench-probes: $(READY) ## The linear probe against scikit-learn; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.probes $(if $(OUT),--out $(OUT)) $(ARGS)
 
