@@ -215,9 +215,25 @@ def karpathy(files: Files, file: str, folders: dict[str, str], each: int = 2) ->
     for i, split in enumerate([*folders] * each):
         sentences = [{"raw": f"caption {j} of\n image {i} ", "tokens": []} for j in range(6 if i == 0 else 5)]
         place = {"filepath": folders[split]} if folders[split] else {}
-        images.append({**place, "filename": f"{i:012}.jpg", "split": split, "sentences": sentences, "imgid": i})
+        name = {"filename": f"{i:012}.jpg", "imgid": i, "cocoid": i}
+        images.append({**place, **name, "split": split, "sentences": sentences})
         files.image("/".join(part for part in (folders[split], f"{i:012}.jpg") if part))
     files.write(file, json.dumps({"images": images, "dataset": "made"}))
+
+
+def coco_objects(files: Files, each: int = 2) -> None:
+    """Karpathy's list, and objects: a large one (class i // 4 % 2), smaller ones, a crowd; the last image has none."""
+    folders = {"train": "train2014", "restval": "val2014", "val": "val2014", "test": "val2014"}
+    karpathy(files, "dataset_coco.json", folders, each)
+    categories = [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}]
+    of: dict[str, list[dict[str, Any]]] = {"train2014": [], "val2014": []}
+    for i, split in enumerate(([*folders] * each)[:-1]):
+        large, small = (1, 3) if i // 4 % 2 == 0 else (3, 1)
+        for category, area, crowd in ((small, 4.5, 0), (large, 9.5, 0), (small, 9.5, 0), (small, 99.0, 1)):
+            of[folders[split]].append({"image_id": i, "category_id": category, "area": area, "iscrowd": crowd})
+    for folder, objects in of.items():
+        text = json.dumps({"categories": categories, "annotations": objects})
+        files.write(f"annotations/instances_{folder}.json", text)
 
 
 def tar(path: Path, members: dict[str, bytes | str]) -> None:

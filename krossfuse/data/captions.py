@@ -6,7 +6,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -128,18 +128,42 @@ class KarpathyCaptions(CaptionedImages):
         Raises:
             DataError: it is of another form, or a caption has no image.
         """
-        paths: dict[str, list[Path]] = {split: [] for split in SPLITS}
-        captions: dict[str, list[list[str]]] = {split: [] for split in SPLITS}
-        try:
-            for image in json.loads(self.file.read_text("utf-8"))["images"]:
-                split = _OFFICIAL.get(image["split"], image["split"])
-                paths[split].append(self.root / image.get("filepath", "") / image["filename"])
-                captions[split].append([" ".join(str(one["raw"]).split()) for one in image["sentences"]])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"data.file: {str(self.file)!r} is not Karpathy's JSON (images with split, filename and sentences): "
-                f"{type(error).__name__}: {error}{self.way_out()}"
-            ) from error
-        lines = (x for s in SPLITS for x in (s, *(file_line(self.root, path, self.digest) for path in paths[s])))
+        images = karpathy_images(self.file, self.root, self.way_out())
+        lines = (x for s in SPLITS for x in (s, *(file_line(self.root, one.path, self.digest) for one in images[s])))
         fingerprint = {"source": "karpathy", "digest": self.digest, "files": digest(lines)}
-        return {split: (ImageFiles(paths[split]), captions[split]) for split in SPLITS}, fingerprint
+        found = {s: (ImageFiles([one.path for one in of]), [one.captions for one in of]) for s, of in images.items()}
+        return found, fingerprint
+
+
+class CaptionedFile(NamedTuple):
+    """An image of Karpathy's list: its file, its captions, and its number in MSCOCO (-1: it has none)."""
+
+    path: Path
+    captions: list[str]
+    number: int
+
+
+def karpathy_images(file: Path, root: Path, way_out: str) -> dict[str, list[CaptionedFile]]:
+    """Return the images of Karpathy's JSON by split.
+
+    Args:
+        file: the JSON file.
+        root: the folder that its paths are below.
+        way_out: what the error says in the end.
+
+    Raises:
+        DataError: it is of another form.
+    """
+    images: dict[str, list[CaptionedFile]] = {split: [] for split in SPLITS}
+    try:
+        for image in json.loads(file.read_text("utf-8"))["images"]:
+            path = root / image.get("filepath", "") / image["filename"]
+            captions = [" ".join(str(one["raw"]).split()) for one in image["sentences"]]
+            split = _OFFICIAL.get(image["split"], image["split"])
+            images[split].append(CaptionedFile(path, captions, int(image.get("cocoid", -1))))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"data.file: {str(file)!r} is not Karpathy's JSON (images with split, filename and sentences): "
+            f"{type(error).__name__}: {error}{way_out}"
+        ) from error
+    return images

@@ -111,6 +111,9 @@ CASES: dict[str, Case] = {
         published.stanford_dogs, (4, 2, 4), 2, ("Chihuahua", "Japanese spaniel"),
         "a photo of a Chihuahua, a type of dog.",
     ),
+    "mscoco_objects": Case(
+        published.coco_objects, (4, 2, 1), 2, ("person", "car"), "a photo of a person."
+    ),
     "mvsa_single": Case(
         lambda files: published.mvsa(files, 1), (6, 3, 3), 3, ("negative", "neutral", "positive"), "a negative photo."
     ),
@@ -297,6 +300,31 @@ def test_pairs_of_sentences_by_name(tmp_path: Path, compose: Any) -> None:
     assert data.info.fingerprint["protocol"] == "splits"
     with pytest.raises(DataError, match=r"expected 4076 items in train, found 40; 1725 items in test, found 10"):
         make({**plain["data"], "expected": published_counts("mrpc")}, "data", BaseDataModule).setup()
+
+
+def test_the_largest_object_and_the_captions_of_an_image(tmp_path: Path, node: Any) -> None:
+    published.coco_objects(Files(tmp_path), each=3)
+    data = make(node("mscoco_objects", root=str(tmp_path)), "data", BaseDataModule)
+    with pytest.raises(DataError, match="expected 80 classes, found 2"):
+        data.setup()
+    options = {"root": str(tmp_path), "expected": None}
+    data = make(node("mscoco_objects", **options), "data", BaseDataModule)
+    assert [len(data.items(Part(split, "image"))) for split in SPLITS] == [6, 3, 2]  # one of test has no object
+    for split in SPLITS:
+        captions = [str(text) for text in data.items(Part(split, "text"))]
+        labels = data.info.label_sets["class"].labels[split].tolist()
+        assert len(captions) == 5 * len(labels)
+        for row, caption in zip(data.info.caption_of[split].tolist(), captions, strict=True):
+            assert labels[row] == int(caption.rsplit(" ", 1)[1]) // 4 % 2
+    every = make(node("mscoco_objects", **options, captions=None), "data", BaseDataModule)
+    assert len(every.items(Part("train", "text"))) == 31  # one image has a sixth
+    file = tmp_path / "annotations" / "instances_val2014.json"
+    file.write_text(file.read_text().replace('"car"', '"bus"'))
+    with pytest.raises(DataError, match=r"instances_val2014\.json.*category 3 is 'bus' and 'car'"):
+        make(node("mscoco_objects", **options), "data", BaseDataModule).setup()
+    file.unlink()
+    with pytest.raises(DataError, match=r"there is no file .*instances_val2014\.json.*put train2014, val2014"):
+        make(node("mscoco_objects", **options), "data", BaseDataModule).check()
 
 
 @pytest.mark.parametrize("annotators", [1, 3])
