@@ -151,7 +151,7 @@ def _settings(built: Built) -> dict[str, object]:
         for key in roles.values()
     ]
     return {
-        "fusion": json.loads(json.dumps(cfg["fusion"])),
+        "configuration": json.loads(json.dumps(cfg["fusion"])),
         "seed": cfg["seed"],
         "label set": cfg["fuse"]["label_set"],
         "training features": hashlib.sha256("".join(keys).encode()).hexdigest(),

@@ -63,5 +63,5 @@ def test_a_sweep_over_shards_and_a_job_that_takes_what_is_left(tmp_path: Path) -
         "prompts/class/default:text": (2, 24),
     }
     out = krossfuse(tmp_path, *fuse, "seed=1", status=2)
-    assert "holds a fusion of another seed; take another folder" in out
+    assert "holds a fusion of another configuration and seed; take another folder" in out
     assert "job.folder is not set" in krossfuse(tmp_path, "job=fuse", *OPTIONS, status=2)
