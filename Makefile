@@ -7,6 +7,7 @@ LOWEST := .venv-lowest
 EXTRAS := .venv-extras
 FLOWER := .venv-flower
 DOCS   := .venv-docs
+S3     := .venv-s3
 JUDGES := .venv-evaluators
 OUT    ?=
 ARGS   ?=
@@ -65,11 +66,18 @@ test-lowest: $(LOWEST)/.ready ## The same tests with the lowest versions that py
 $(EXTRAS)/.ready: pyproject.toml requirements-extras.lock
 	$(call install,$(EXTRAS),requirements-extras.lock)
 
-test-extras: $(EXTRAS)/.ready ## The tests of what needs an optional package, with all of these, in .venv-extras
+test-extras: $(EXTRAS)/.ready test-s3 ## The tests of what needs an optional package, with all of these, in .venv-extras
 	$(EXTRAS)/bin/python -m pytest -n 2 -m "not slow and not network and not faults" tests/results/test_optional_trackers.py \
 	  tests/probes/test_graph.py tests/probes/test_label_free.py tests/fusion/test_export.py tests/model/test_commands.py \
 	  tests/app/test_search_sweep.py tests/data/test_huggingface.py $(ARGS)
 	$(EXTRAS)/bin/python -m pytest -n 0 tests/docs/test_tutorials.py -k deploy $(ARGS)
+
+# What speaks S3 wants an older python-dateutil than everything else.
+$(S3)/.ready: pyproject.toml requirements-s3.lock
+	$(call install,$(S3),requirements-s3.lock)
+
+test-s3: $(S3)/.ready ## Shards and stores at s3://, against a server on the loopback, in .venv-s3
+	$(S3)/bin/python -m pytest -n 0 tests/features/test_s3.py $(ARGS)
 
 # Flower wants older packages than everything else, so that it has a lock and an environment of its own.
 $(FLOWER)/.ready: pyproject.toml requirements-flower.lock
@@ -113,6 +121,9 @@ bench-extraction: $(READY) ## Extraction against the best bare encoders; OUT=FIL
 
 bench-fusion: $(READY) ## Every sketch against the published formula; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.fusion $(if $(OUT),--out $(OUT)) $(ARGS)
+
+bench-cost: $(READY) ## Time a batch and peak memory beside the paper's table 10; ARGS="--pair NAME"; OUT=FILE for the JSON
+	$(BIN)/python -m experiments.benchmarks.cost $(if $(OUT),--out $(OUT)) $(ARGS)
 
 bench-probes: $(READY) ## The linear probe against scikit-learn; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.probes $(if $(OUT),--out $(OUT)) $(ARGS)
@@ -161,6 +172,8 @@ lock: ## Resolve the lock files anew (pins only)
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --output-file requirements.lock
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade --constraint requirements.lock --output-file requirements-extras.lock \
 	  --extra faiss --extra mlflow --extra tensorboard --extra onnx --extra parquet --extra datasets --extra optuna --extra qdrant
+	cp requirements.lock requirements-s3.lock
+	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade-package python-dateutil --output-file requirements-s3.lock --group s3-server --extra s3
 	$(BIN)/uv pip compile --group docs $(PINNED) --upgrade --output-file requirements-docs.lock
 	cp requirements.lock requirements-flower.lock  # the same versions wherever Flower admits them
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --output-file requirements-flower.lock --extra flower
@@ -170,5 +183,5 @@ lock: ## Resolve the lock files anew (pins only)
 	$(BIN)/uv pip compile pyproject.toml $(PINS) --upgrade-package joblib --upgrade-package cloudpickle --output-file requirements-ray.lock --extra ray
 
 clean: ## Remove the virtual environment, run folders, caches and build output (the feature store stays)
-	rm -rf $(VENV) $(LOWEST) $(EXTRAS) $(FLOWER) $(LAUNCHERS) $(DOCS) $(JUDGES) runs bench build dist site wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(EXTRAS) $(FLOWER) $(LAUNCHERS) $(DOCS) $(JUDGES) $(S3) runs bench build dist site wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -215,9 +215,25 @@ def karpathy(files: Files, file: str, folders: dict[str, str], each: int = 2) ->
     for i, split in enumerate([*folders] * each):
         sentences = [{"raw": f"caption {j} of\n image {i} ", "tokens": []} for j in range(6 if i == 0 else 5)]
         place = {"filepath": folders[split]} if folders[split] else {}
-        images.append({**place, "filename": f"{i:012}.jpg", "split": split, "sentences": sentences, "imgid": i})
+        name = {"filename": f"{i:012}.jpg", "imgid": i, "cocoid": i}
+        images.append({**place, **name, "split": split, "sentences": sentences})
         files.image("/".join(part for part in (folders[split], f"{i:012}.jpg") if part))
     files.write(file, json.dumps({"images": images, "dataset": "made"}))
+
+
+def coco_objects(files: Files, each: int = 2) -> None:
+    """Karpathy's list, and objects: a large one (class i // 4 % 2), smaller ones, a crowd; the last image has none."""
+    folders = {"train": "train2014", "restval": "val2014", "val": "val2014", "test": "val2014"}
+    karpathy(files, "dataset_coco.json", folders, each)
+    categories = [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}]
+    of: dict[str, list[dict[str, Any]]] = {"train2014": [], "val2014": []}
+    for i, split in enumerate(([*folders] * each)[:-1]):
+        large, small = (1, 3) if i // 4 % 2 == 0 else (3, 1)
+        for category, area, crowd in ((small, 4.5, 0), (large, 9.5, 0), (small, 9.5, 0), (small, 99.0, 1)):
+            of[folders[split]].append({"image_id": i, "category_id": category, "area": area, "iscrowd": crowd})
+    for folder, objects in of.items():
+        text = json.dumps({"categories": categories, "annotations": objects})
+        files.write(f"annotations/instances_{folder}.json", text)
 
 
 def tar(path: Path, members: dict[str, bytes | str]) -> None:
@@ -249,6 +265,127 @@ def webdataset(files: Files, *, captions: bool = False) -> None:
     else:
         files.write("classnames.txt", "cat\ndog\n")
         files.write("zeroshot_classification_templates.txt", "a photo of a {c}.\na {c}\n")
+
+
+def stanford_dogs(files: Files) -> None:
+    from scipy.io import savemat
+
+    folders = ("n02085620-Chihuahua", "n02085782-Japanese_spaniel")
+    for split, numbers in (("train", range(6)), ("test", range(6, 10))):
+        paths = [f"{folders[i % 2]}/{folders[i % 2].partition('-')[0]}_{i}.jpg" for i in numbers]
+        cells = np.empty((len(paths), 1), dtype=object)
+        cells[:, 0] = paths
+        labels = np.array([[i % 2 + 1] for i in numbers], dtype=np.uint8)
+        savemat(files.root / f"{split}_list.mat", {"file_list": cells, "annotation_list": cells, "labels": labels})
+        files.images("Images", paths)
+
+
+def mvsa(files: Files, annotators: int) -> None:
+    """Twelve tweets that count, two whose text and image contradict each other, and with three annotators one without
+    a majority.
+    """
+    agreed = ("negative,neutral", "neutral,neutral", "neutral,positive")
+    lines = [[agreed[i % 3]] * annotators for i in range(12)] + [["positive,negative"] * annotators] * 2
+    if annotators > 1:
+        lines[0][0] = "positive,positive"  # outvoted
+        lines.append(["positive,neutral", "negative,neutral", "neutral,neutral"])
+    head = "\t".join(["ID", *["text,image"] * annotators])
+    rows = ["\t".join([str(i), *line]) for i, line in enumerate(lines, 1)]
+    files.write("labelResultAll.txt", "\r\n".join([head, *rows]) + "\r\n")
+    for i in range(1, len(lines) + 1):
+        files.image(f"data/{i}.jpg")
+        files.write(f"data/{i}.txt", f"a  caf\xe9 tweet {i}\n".encode("cp1252"))
+
+
+def mrpc(files: Files) -> None:
+    for split, n in (("train", 40), ("test", 10)):
+        rows = [f'{i % 2}\t{i}\t{i + 100}\tsaid "one {split} {i}\tsaid two {split} {i}' for i in range(n)]
+        text = "\r\n".join(["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *rows]) + "\r\n"
+        files.write(f"msr_paraphrase_{split}.txt", text.encode("utf-8-sig"))
+
+
+def varint(n: int) -> bytes:
+    n &= (1 << 64) - 1
+    out = b""
+    while n > 127:
+        out, n = out + bytes([n & 127 | 128]), n >> 7
+    return out + bytes([n])
+
+
+def proto(field: int, content: bytes) -> bytes:
+    """A field of a protocol buffer that holds bytes."""
+    return varint(field << 3 | 2) + varint(len(content)) + content
+
+
+def example(features: dict[str, list[bytes] | list[int]]) -> bytes:
+    """A ``tf.train.Example``, as TensorFlow writes it."""
+    entries = b""
+    for name, values in features.items():
+        if values and isinstance(values[0], bytes):
+            feature = proto(1, b"".join(proto(1, value) for value in values))  # type: ignore[arg-type]
+        else:
+            feature = proto(3, proto(1, b"".join(varint(value) for value in values)))  # type: ignore[arg-type]
+        entries += proto(1, proto(1, name.encode()) + proto(2, feature))
+    return proto(1, entries)
+
+
+def castagnoli(data: bytes) -> int:
+    """CRC-32C, bit by bit from its polynomial."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def tfrecord(records: Iterable[bytes]) -> bytes:
+    """A file of records, as TensorFlow writes it."""
+
+    def crc(data: bytes) -> bytes:
+        plain = castagnoli(data)
+        return ((plain >> 15 | plain << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
+
+    out = b""
+    for data in records:
+        length = len(data).to_bytes(8, "little")
+        out += length + crc(length) + data + crc(data)
+    return out
+
+
+def tfds(files: Files, *, captions: bool = False) -> None:
+    """A folder as ``tensorflow_datasets`` 4 prepares it: two files of training records, one of test records."""
+    place = "tensorflow_datasets.core.features"
+    features: dict[str, Any] = {
+        "image": {"pythonClassName": f"{place}.image_feature.Image", "image": {"encodingFormat": "png"}},
+        "id": {"pythonClassName": f"{place}.scalar.Scalar", "tensor": {"shape": {}, "dtype": "int64"}},
+    }
+    text = {"pythonClassName": f"{place}.text_feature.Text", "text": {}}
+    if captions:
+        inner = {"pythonClassName": f"{place}.features_dict.FeaturesDict", "featuresDict": {"features": {"text": text}}}
+        sequence = f"{place}.sequence_feature.Sequence"
+        features["captions"] = {"pythonClassName": sequence, "sequence": {"feature": inner, "length": "-1"}}
+    else:
+        label = f"{place}.class_label_feature.ClassLabel"
+        features["label"] = {"pythonClassName": label, "classLabel": {"numClasses": "2"}}
+        files.write("label.labels.txt", "cat\ndog\n")
+    top = {"pythonClassName": f"{place}.features_dict.FeaturesDict", "featuresDict": {"features": features}}
+    files.write("features.json", json.dumps(top))
+    number, splits = 0, []
+    for split, counts in (("train", [5, 3]), ("test", [4])):
+        for shard, count in enumerate(counts):
+            records = []
+            for _ in range(count):
+                told: list[Any] = [f"caption {j} of {number}".encode() for j in range(5)]
+                other = {"captions/text": told} if captions else {"label": [number % 2]}
+                records.append(example({"image": [image_bytes(number, "png")], "id": [-number], **other}))
+                number += 1
+            name = f"made-{split}.tfrecord-{shard:05d}-of-{len(counts):05d}"
+            files.write(name, tfrecord(records))
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        splits.append({"filepathTemplate": template, "name": split, "shardLengths": [str(count) for count in counts]})
+    info = {"fileFormat": "tfrecord", "name": "made", "version": "1.0.0", "splits": splits}
+    files.write("dataset_info.json", json.dumps(info))
 
 
 def sentences(files: Files, name: str, labels: int, n: int) -> None:

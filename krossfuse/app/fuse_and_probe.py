@@ -119,16 +119,7 @@ class FuseAndProbe(Kind):
             name: make(node, f"probe.{name}", Probe)  # type: ignore[type-abstract]
             for name, node in cfg["probe"].items()
         }
-        method = None
-        if pair is not None:
-            nominal = InputSpec(
-                cross_modal=None if pair.cross_modal is None else NOMINAL_DIM,
-                image_experts=dict.fromkeys(pair.image_experts, NOMINAL_DIM),
-                text_experts=dict.fromkeys(pair.text_experts, NOMINAL_DIM),
-            )
-            # What depends on the encoders' true dimensions is checked once they are known.
-            with contextlib.suppress(DimensionError):
-                method = make_method(cfg, nominal)
+        method = None if pair is None else nominal_method(cfg, pair)
         return Job(cfg, choices.get("fusion", "fusion"), method, probes)
 
     def check_data(self, built: Job) -> None:
@@ -208,6 +199,22 @@ class FuseAndProbe(Kind):
         if session.tracker.keep:
             fused = {name: (turn.module.method, turn.space) for name, turn in zip(names, turns, strict=True)}
             keep_artifacts(cfg, source_of(cfg), fused, session, about)
+
+
+def nominal_method(cfg: Plain, pair: Pair) -> FusionMethod | None:
+    """Build, and so validate, the fusion method of a configuration while the encoders' dimensions are unknown.
+
+    Returns:
+        None where it depends on the true dimensions, which is checked once they are known.
+    """
+    nominal = InputSpec(
+        cross_modal=None if pair.cross_modal is None else NOMINAL_DIM,
+        image_experts=dict.fromkeys(pair.image_experts, NOMINAL_DIM),
+        text_experts=dict.fromkeys(pair.text_experts, NOMINAL_DIM),
+    )
+    with contextlib.suppress(DimensionError):
+        return make_method(cfg, nominal)
+    return None
 
 
 def make_method(cfg: Plain, inputs: InputSpec) -> FusionMethod:

@@ -6,24 +6,17 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from krossfuse.core.errors import DataError, check_choice, check_positive
+from krossfuse.core.errors import DataError, check_positive
 from krossfuse.core.labels import DatasetInfo
-from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
-from krossfuse.data.common import (
-    ImageFiles,
-    check_counts,
-    check_fractions,
-    check_split_seed,
-    digest,
-    required_path,
-    stratified_split,
-)
+from krossfuse.core.parts import SPLITS, TRAIN, Part
+from krossfuse.data.common import ImageFiles, check_counts, digest
+from krossfuse.data.files import ImagesInFiles
 from krossfuse.data.labelled_images import file_line, rows_of
-from krossfuse.data.module import BaseDataModule, Item
+from krossfuse.data.module import Item
 
 Captioned = Mapping[str, tuple[Sequence[Any], Sequence[Sequence[str]]]]
 """By split, images and the captions of each."""
@@ -32,22 +25,14 @@ _OFFICIAL = {"restval": TRAIN}
 """Names of official splits that are part of another: what MSCOCO's validation images leave over is trained on."""
 
 
-class CaptionedImages(BaseDataModule):
+class CaptionedImages(ImagesInFiles):
     """Images with one caption or more each; a subclass says in :meth:`read` what lies in its files.
 
-    Official splits are kept. Without ``val`` it is drawn from ``train``; of one split alone, ``val`` and ``test`` are
-    drawn, image by image, by ``split_seed``.
+    Splits that are not official are drawn, image by image; of ``limit`` images the first ones.
 
     Args:
-        root: where the files lie.
-        name: of the dataset, in results.
         captions: how many an image, the first ones; an image with fewer is an error. None = all that it has.
-        val_fraction: share of a drawn validation split.
-        test_fraction: share of a drawn test split.
-        split_seed: of drawn splits (not the run's seed).
-        limit: at most so many images a split, the first ones; None = all.
-        digest: how a changed file is seen: ``stat`` (size and time) or ``content`` (reads every file).
-        **loader: of the base.
+        **options: of :class:`~krossfuse.data.files.ImagesInFiles`.
 
     Raises:
         ConfigError: a bad value, or no root.
@@ -55,30 +40,11 @@ class CaptionedImages(BaseDataModule):
 
     what = "the folder of the images"
 
-    def __init__(
-        self,
-        *,
-        root: str | None,
-        name: str,
-        captions: int | None = 5,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        split_seed: int = 0,
-        limit: int | None = None,
-        digest: str = "stat",
-        **loader: Any,
-    ) -> None:
-        super().__init__(**loader)
-        self.root = required_path("root", root, self.what)
-        self.dataset_name = str(name)
-        for key, value in {"captions": captions, "limit": limit}.items():
-            if value is not None:
-                check_positive(f"data.{key}", value, integer=True)
-        self.captions, self.limit = captions, limit
-        self.fractions = {VAL: val_fraction, TEST: test_fraction}
-        check_fractions(self.fractions)
-        self.split_seed = check_split_seed(split_seed)
-        self.digest = check_choice("data.digest", digest, ("stat", "content"))
+    def __init__(self, *, captions: int | None = 5, **options: Any) -> None:
+        super().__init__(**options)
+        if captions is not None:
+            check_positive("data.captions", captions, integer=True)
+        self.captions = captions
 
     @abstractmethod
     def read(self) -> tuple[Captioned, Mapping[str, Any]]:
@@ -87,15 +53,6 @@ class CaptionedImages(BaseDataModule):
         Raises:
             DataError: the files are not there, or damaged.
         """
-
-    def check(self) -> None:
-        """Check that the folder is there.
-
-        Raises:
-            DataError: it is not.
-        """
-        if not self.root.is_dir():
-            raise DataError(f"data.root: there is no folder {str(self.root)!r}{self.way_out()}")
 
     def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
         """List the files; no image is opened.
@@ -106,7 +63,9 @@ class CaptionedImages(BaseDataModule):
         self.check()
         found, fingerprint = self.read()
         check_counts(self.dataset_name, self.expected, {s: len(texts) for s, (_, texts) in found.items()}, self.root)
-        chosen, rule = self._split({split: len(texts) for split, (_, texts) in found.items()})
+        chosen, rule = self.splits_of(
+            {split: torch.zeros(len(texts), dtype=torch.int64) for split, (_, texts) in found.items() if texts}
+        )
         items: dict[Part, Sequence[Item]] = {}
         caption_of = {}
         for split in SPLITS:
@@ -120,26 +79,6 @@ class CaptionedImages(BaseDataModule):
         if self.limit is not None:
             whole["limit"] = self.limit
         return DatasetInfo(self.dataset_name, whole, {}, caption_of), items
-
-    def _split(self, sizes: Mapping[str, int]) -> tuple[dict[str, tuple[str, torch.Tensor]], dict[str, str]]:
-        given = {split: (split, torch.arange(size)) for split, size in sizes.items() if size}
-        rule = dict.fromkeys(given, "official")
-        if len(given) == 1:
-            (of,) = given
-            to_draw = self.fractions
-        elif TRAIN in given and TEST in given:
-            of, to_draw = TRAIN, ({} if VAL in given else {VAL: self.fractions[VAL]})
-        else:
-            raise DataError(
-                f"dataset {self.dataset_name!r}: the splits {list(given)} in {str(self.root)!r}; there must be train "
-                "and test, or one split alone"
-            )
-        if to_draw:
-            drawn = stratified_split(torch.zeros(sizes[of], dtype=torch.int64), to_draw, seed=self.split_seed)
-            given |= {split: (of, rows) for split, rows in drawn.items()}
-            rule.pop(of)
-            rule |= {split: f"{fraction} of {of}, seed {self.split_seed}" for split, fraction in to_draw.items()}
-        return {split: given[split] for split in SPLITS}, rule
 
     def _texts(self, split: str, captions: Sequence[Sequence[str]]) -> tuple[list[int], list[str]]:
         rows: list[int] = []
@@ -189,18 +128,42 @@ class KarpathyCaptions(CaptionedImages):
         Raises:
             DataError: it is of another form, or a caption has no image.
         """
-        paths: dict[str, list[Path]] = {split: [] for split in SPLITS}
-        captions: dict[str, list[list[str]]] = {split: [] for split in SPLITS}
-        try:
-            for image in json.loads(self.file.read_text("utf-8"))["images"]:
-                split = _OFFICIAL.get(image["split"], image["split"])
-                paths[split].append(self.root / image.get("filepath", "") / image["filename"])
-                captions[split].append([" ".join(str(one["raw"]).split()) for one in image["sentences"]])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"data.file: {str(self.file)!r} is not Karpathy's JSON (images with split, filename and sentences): "
-                f"{type(error).__name__}: {error}{self.way_out()}"
-            ) from error
-        lines = (x for s in SPLITS for x in (s, *(file_line(self.root, path, self.digest) for path in paths[s])))
+        images = karpathy_images(self.file, self.root, self.way_out())
+        lines = (x for s in SPLITS for x in (s, *(file_line(self.root, one.path, self.digest) for one in images[s])))
         fingerprint = {"source": "karpathy", "digest": self.digest, "files": digest(lines)}
-        return {split: (ImageFiles(paths[split]), captions[split]) for split in SPLITS}, fingerprint
+        found = {s: (ImageFiles([one.path for one in of]), [one.captions for one in of]) for s, of in images.items()}
+        return found, fingerprint
+
+
+class CaptionedFile(NamedTuple):
+    """An image of Karpathy's list: its file, its captions, and its number in MSCOCO (-1: it has none)."""
+
+    path: Path
+    captions: list[str]
+    number: int
+
+
+def karpathy_images(file: Path, root: Path, way_out: str) -> dict[str, list[CaptionedFile]]:
+    """Return the images of Karpathy's JSON by split.
+
+    Args:
+        file: the JSON file.
+        root: the folder that its paths are below.
+        way_out: what the error says in the end.
+
+    Raises:
+        DataError: it is of another form.
+    """
+    images: dict[str, list[CaptionedFile]] = {split: [] for split in SPLITS}
+    try:
+        for image in json.loads(file.read_text("utf-8"))["images"]:
+            path = root / image.get("filepath", "") / image["filename"]
+            captions = [" ".join(str(one["raw"]).split()) for one in image["sentences"]]
+            split = _OFFICIAL.get(image["split"], image["split"])
+            images[split].append(CaptionedFile(path, captions, int(image.get("cocoid", -1))))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"data.file: {str(file)!r} is not Karpathy's JSON (images with split, filename and sentences): "
+            f"{type(error).__name__}: {error}{way_out}"
+        ) from error
+    return images

@@ -274,8 +274,14 @@ def check_info(info: DatasetInfo, sizes: Mapping[Part, int], *, splits: Sequence
         raise DataError(f"{where}: no items in split {missing}; it has {present}")
     for split, rows in info.caption_of.items():
         _check_captions(f"{where}, {split}", rows, sizes.get(Part(split, "image")), sizes.get(Part(split, "text")))
+    for split, rows in info.compared.items():
+        _check_compared(f"{where}, {split}", rows, sizes.get(Part(split, "text"), 0))
+    labelled = {split: len(rows) for split, rows in info.compared.items()}
+    for part in sizes:
+        if part.split not in info.compared:
+            labelled[part.split] = sizes.get(Part(part.split, "image"), sizes[part])
     for name, label_set in info.label_sets.items():
-        _check_labels(f"{where}, label set {name!r}", label_set, sizes)
+        _check_labels(f"{where}, label set {name!r}", label_set, labelled)
     check_fold_of(info, sizes)
     return info
 
@@ -295,14 +301,21 @@ def _check_captions(where: str, rows: Tensor, n_images: int | None, n_texts: int
             )
 
 
-def _check_labels(where: str, label_set: LabelSet, sizes: Mapping[Part, int]) -> None:
+def _check_compared(where: str, rows: Tensor, n_texts: int) -> None:
+    if rows.ndim != 2 or rows.shape[1:] != (2,) or rows.dtype != torch.int64:
+        raise DataError(f"{where}: compared must be two int64 a pair of texts, got {tuple(rows.shape)} {rows.dtype}")
+    if torch.unique(rows).tolist() != list(range(n_texts)):
+        raise DataError(f"{where}: compared must name each of the {n_texts} texts, by its row, and no other")
+
+
+def _check_labels(where: str, label_set: LabelSet, labelled: Mapping[str, int]) -> None:
     n_classes = len(label_set.classes)
     if twice := sorted(name for name, count in Counter(label_set.classes).items() if count > 1):
         raise DataError(
             f"{where}: {len(twice)} class name(s) given to several classes: {twice[:10]}; each needs its own"
         )
     for split, labels in label_set.labels.items():
-        rows = sizes.get(Part(split, "image"), sizes.get(Part(split, "text"), 0))
+        rows = labelled.get(split, 0)
         if len(labels) != rows:
             raise DataError(f"{where}, {split}: {len(labels)} labels but {rows} items")
         if label_set.multilabel:

@@ -15,6 +15,7 @@ from krossfuse.core.errors import ConfigError, DataError, did_you_mean, require
 from krossfuse.core.parts import SPLITS
 from krossfuse.data.captions import Captioned, CaptionedImages
 from krossfuse.data.common import digest
+from krossfuse.data.files import ImagesInFiles, check_split_names
 from krossfuse.data.labelled_images import LabelledImages, Source
 from krossfuse.data.tars import decoded
 
@@ -22,11 +23,24 @@ EXTRA = "datasets"
 
 
 class _Hub:
-    """Where the rows come from: shared by images with labels and images with captions."""
+    """Where the rows come from: shared by images with labels and images with captions.
+
+    Args:
+        path: name on the hub, or a folder that the library reads (parquet files, class folders, ...).
+        config: of the data set, where it has several.
+        revision: branch, tag or commit on the hub.
+        splits: by split (train, val, test; or all), the data set's name of it; None = those that are so called.
+        streaming: read row by row over the network and keep the images' bytes in a temporary file, instead of
+            downloading the data set first.
+
+    Raises:
+        ConfigError: a bad value, or the package is not installed.
+    """
 
     def __init__(
         self,
         path: str | None,
+        *,
         config: str | None,
         revision: str | None,
         splits: Mapping[str, str] | None,
@@ -38,12 +52,7 @@ class _Hub:
         if not isinstance(streaming, bool):
             raise ConfigError(f"data.streaming={streaming!r} must be true or false")
         self.path, self.config, self.revision, self.streaming = path, config, revision, streaming
-        self.splits = dict(splits or {})
-        for split in self.splits:
-            if split not in (*SPLITS, "all"):
-                raise ConfigError(
-                    f"data.splits: {split!r} is not one of {[*SPLITS, 'all']}{did_you_mean(split, SPLITS)}"
-                )
+        self.splits = check_split_names(splits)
 
     def read(self, image: str, others: Sequence[str]) -> dict[str, _Rows]:
         """Return by split its rows: images as bytes, other columns as they are.
@@ -101,22 +110,13 @@ class _Rows:
             self.columns, self.fingerprint = {column: list(of[column]) for column in others}, str(of._fingerprint)
 
 
-class HuggingFaceImages(LabelledImages):
-    """Images with labels, by the library ``datasets``.
+class _FromHub(ImagesInFiles):
+    """What both kinds take: where the images come from.
 
     Args:
-        path: name on the hub, or a folder that the library reads (parquet files, class folders, ...).
-        config: of the data set, where it has several.
-        revision: branch, tag or commit on the hub.
-        splits: by split (train, val, test; or all), the data set's name of it; None = those that are so called.
+        path, config, revision, splits, streaming: see :class:`_Hub`.
         image: column of the images.
-        label: column of the labels: whole numbers, or texts.
-        streaming: read row by row over the network and keep the images' bytes in a temporary file, instead of
-            downloading the data set first.
-        **options: of :class:`~krossfuse.data.labelled_images.LabelledImages`.
-
-    Raises:
-        ConfigError: a bad value, or the package is not installed.
+        **options: of the kind.
     """
 
     def __init__(
@@ -127,16 +127,32 @@ class HuggingFaceImages(LabelledImages):
         revision: str | None = None,
         splits: Mapping[str, str] | None = None,
         image: str = "image",
-        label: str = "label",
         streaming: bool = False,
         **options: Any,
     ) -> None:
-        self.hub = _Hub(path, config, revision, splits, streaming)
+        self.hub = _Hub(path, config=config, revision=revision, splits=splits, streaming=streaming)
         super().__init__(root=path, **options)
-        self.image, self.label = image, label
+        self.image = image
 
     def check(self) -> None:
         """Check nothing: what the hub has is known when it is asked."""
+
+
+class HuggingFaceImages(_FromHub, LabelledImages):
+    """Images with labels, by the library ``datasets``.
+
+    Args:
+        label: column of the labels: whole numbers, or texts.
+        **options: ``path``, ``config``, ``revision``, ``splits``, ``image``, ``streaming``, and those of
+            :class:`~krossfuse.data.labelled_images.LabelledImages`.
+
+    Raises:
+        ConfigError: a bad value, or the package is not installed.
+    """
+
+    def __init__(self, *, label: str = "label", **options: Any) -> None:
+        super().__init__(**options)
+        self.label = label
 
     def read(self) -> Source:
         """Read labels; images stay where they are.
@@ -166,36 +182,21 @@ class HuggingFaceImages(LabelledImages):
         return Source(classes, splits, {**self.hub.about(), "rows": content, "labels": labels})
 
 
-class HuggingFaceCaptions(CaptionedImages):
+class HuggingFaceCaptions(_FromHub, CaptionedImages):
     """Images with captions, by the library ``datasets``.
 
     Args:
-        path, config, revision, splits, image, streaming: see :class:`HuggingFaceImages`.
         caption: column of the captions: a text, or a list of texts.
-        **options: of :class:`~krossfuse.data.captions.CaptionedImages`.
+        **options: ``path``, ``config``, ``revision``, ``splits``, ``image``, ``streaming``, and those of
+            :class:`~krossfuse.data.captions.CaptionedImages`.
 
     Raises:
         ConfigError: a bad value, or the package is not installed.
     """
 
-    def __init__(
-        self,
-        *,
-        path: str | None,
-        config: str | None = None,
-        revision: str | None = None,
-        splits: Mapping[str, str] | None = None,
-        image: str = "image",
-        caption: str = "caption",
-        streaming: bool = False,
-        **options: Any,
-    ) -> None:
-        self.hub = _Hub(path, config, revision, splits, streaming)
-        super().__init__(root=path, **options)
-        self.image, self.caption = image, caption
-
-    def check(self) -> None:
-        """Check nothing: what the hub has is known when it is asked."""
+    def __init__(self, *, caption: str = "caption", **options: Any) -> None:
+        super().__init__(**options)
+        self.caption = caption
 
     def read(self) -> tuple[Captioned, Mapping[str, Any]]:
         """Read captions; images stay where they are.

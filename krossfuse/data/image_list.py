@@ -24,9 +24,10 @@ class ImageList(LabelledImages):
     * ``coop``: the splits of the few-shot field (Zhou et al., arXiv 2109.01134), ``split_zhou_NAME.json``:
       ``{"train": [[path, label, class name], ...], "val": ..., "test": ...}``.
     * ``cub``: CUB-200-2011's ``images.txt``, ``image_class_labels.txt``, ``train_test_split.txt``, ``classes.txt``.
+    * ``dogs``: Stanford Dogs' ``train_list.mat`` and ``test_list.mat``: ``file_list`` and ``labels``, from 1 on.
 
     Args:
-        form: ``coop`` or ``cub``.
+        form: ``coop``, ``cub`` or ``dogs``.
         root: the folder of the data set.
         images: folder of the images below ``root``.
         file: the list, below ``root`` (``coop``); None: what the form says.
@@ -98,10 +99,31 @@ class ImageList(LabelledImages):
         # 001.Black_footed_Albatross
         return classes, [plain_name(name.partition(".")[2]) for name in classes], rows
 
+    def _dogs(self) -> tuple[list[str], list[str], Mapping[str, Rows]]:
+        from scipy.io import loadmat
+
+        rows: dict[str, Rows] = {}
+        named: dict[int, str] = {}
+        for split in (TRAIN, TEST):
+            read = loadmat(self.root / f"{split}_list.mat", variable_names=["file_list", "labels"])
+            # n02085620-Chihuahua/n02085620_5927.jpg
+            paths = [str(path[0]) for path in read["file_list"].ravel()]
+            labels = [int(label) - 1 for label in read["labels"].ravel()]
+            rows[split] = [(f"{self.images}/{path}", label) for path, label in zip(paths, labels, strict=True)]
+            for path, label in zip(paths, labels, strict=True):
+                folder = path.partition("/")[0]
+                if named.setdefault(label, folder) != folder:
+                    raise ValueError(f"label {label + 1} is of the folders {named[label]!r} and {folder!r}")
+        if sorted(named) != list(range(len(named))):
+            raise ValueError(f"the labels {sorted(named)[:5]}... are not those from 1 to {len(named)}")
+        classes = [named[label] for label in range(len(named))]
+        return classes, [plain_name(name.partition("-")[2]) for name in classes], rows
+
 
 FORMS: Mapping[str, Callable[[ImageList], tuple[list[str], list[str], Mapping[str, Rows]]]] = {
     "coop": ImageList._coop,
     "cub": ImageList._cub,
+    "dogs": ImageList._dogs,
 }
 
 

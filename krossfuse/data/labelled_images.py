@@ -13,25 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive, did_you_mean
+from krossfuse.core.errors import ConfigError, DataError, did_you_mean
 from krossfuse.core.labels import DatasetInfo, LabelSet
-from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
+from krossfuse.core.parts import SPLITS, Part
 from krossfuse.data.class_lists import ClassList, is_list, named_list
-from krossfuse.data.common import (
-    ImageFiles,
-    check_counts,
-    check_fractions,
-    check_split_seed,
-    make_prompt_sets,
-    prompt_templates,
-    required_path,
-    stratified_split,
-)
+from krossfuse.data.common import ImageFiles, check_counts, make_prompt_sets, prompt_templates
+from krossfuse.data.files import ALL as ALL
+from krossfuse.data.files import ImagesInFiles
 from krossfuse.data.folds import check_folds, draw_folds, official_splits
-from krossfuse.data.module import BaseDataModule, Item
-
-ALL = "all"
-"""The split of a source that has no official ones."""
+from krossfuse.data.module import Item
 
 
 @dataclass(frozen=True)
@@ -44,6 +34,7 @@ class Source:
         fingerprint: of the files.
         prompts: by prompt set, templates that the files bring; those of the configuration stand before them.
         names: names of the classes as the files have them for prompts; None: made from ``classes``.
+        texts: by the same splits, the texts that come with each image, one or more; empty: there are none.
     """
 
     classes: Sequence[str]
@@ -51,53 +42,35 @@ class Source:
     fingerprint: Mapping[str, Any]
     prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     names: Sequence[str] | None = None
+    texts: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
 
 
-class LabelledImages(BaseDataModule):
+class LabelledImages(ImagesInFiles):
     """Images with one label each; a subclass says in :meth:`read` what lies in its files.
 
-    Splits. Official ones are kept. Without ``val``, it is drawn from ``train``; with ``train`` and ``val`` but no
-    ``test``, ``val`` is the test split; of a source without official splits, or with one alone, ``val`` and ``test``
-    are drawn. Draws are stratified, by ``split_seed`` (:func:`krossfuse.data.common.stratified_split`).
+    Splits that are not official are drawn, stratified by class; of ``limit`` images the first of each class in turn.
 
     Args:
-        root: where the files lie.
-        name: of the dataset, in results.
         class_names: in the order of the labels, or ``list:NAME`` (:mod:`krossfuse.data.class_lists`); None = those of
             the files, with blanks for underscores.
         prompts: by prompt set, templates with ``{}``, or ``list:NAME``.
-        val_fraction: share of a drawn validation split.
-        test_fraction: share of a drawn test split.
-        split_seed: of drawn splits and folds (not the run's seed).
-        folds: test all images, in so many folds (:mod:`krossfuse.data.folds`); for sources without official splits.
-        limit: at most so many items a split, the first of each class in turn; None = all.
-        digest: how a changed file is seen: ``stat`` (size and time) or ``content`` (reads every file).
-        **loader: of the base.
+        folds: test all images, in so many folds (:mod:`krossfuse.data.folds`), drawn by ``split_seed``; for sources
+            without official splits.
+        **options: of :class:`~krossfuse.data.files.ImagesInFiles`.
 
     Raises:
         ConfigError: a bad value, or no root.
     """
 
-    what = "the folder of the files"
-
     def __init__(
         self,
         *,
-        root: str | None,
-        name: str,
         class_names: Sequence[str] | str | None = None,
         prompts: Mapping[str, Sequence[str]] | None = None,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        split_seed: int = 0,
         folds: int | None = None,
-        limit: int | None = None,
-        digest: str = "stat",
-        **loader: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(**loader)
-        self.root = required_path("root", root, self.what)
-        self.dataset_name = str(name)
+        super().__init__(**options)
         self.class_list: ClassList | None = None
         self.class_names: list[str] | None = None
         if is_list(class_names):
@@ -107,14 +80,7 @@ class LabelledImages(BaseDataModule):
         elif class_names is not None:
             self.class_names = [str(one) for one in class_names]
         self.prompts = prompt_templates(prompts)
-        self.fractions = {VAL: val_fraction, TEST: test_fraction}
-        check_fractions(self.fractions)
-        self.split_seed = check_split_seed(split_seed)
         self.folds = check_folds(folds)
-        if limit is not None:
-            check_positive("data.limit", limit, integer=True)
-        self.limit = limit
-        self.digest = check_choice("data.digest", digest, ("stat", "content"))
 
     @abstractmethod
     def read(self) -> Source:
@@ -123,15 +89,6 @@ class LabelledImages(BaseDataModule):
         Raises:
             DataError: the files are not there, or damaged.
         """
-
-    def check(self) -> None:
-        """Check that the folder is there.
-
-        Raises:
-            DataError: it is not.
-        """
-        if not self.root.is_dir():
-            raise DataError(f"data.root: there is no folder {str(self.root)!r}{self.way_out()}")
 
     def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
         """List the files, name the classes, draw what is not official.
@@ -146,9 +103,10 @@ class LabelledImages(BaseDataModule):
         names = self._names(source)
         if self.folds is not None and set(source.splits) != {ALL}:
             raise official_splits(self.folds, repr(self.dataset_name), "")
-        chosen, rule = self._split(source)
+        chosen, rule = self.splits_of({split: labels for split, (_, labels) in source.splits.items()})
         items: dict[Part, Sequence[Item]] = {}
         labels: dict[str, Tensor] = {}
+        caption_of: dict[str, Tensor] = {}
         for split in SPLITS:
             of, rows = chosen[split]
             images, every = source.splits[of]
@@ -156,6 +114,11 @@ class LabelledImages(BaseDataModule):
                 rows = rows[first_of_each(every[rows], self.limit)]
             items[Part(split, "image")] = rows_of(images, rows)
             labels[split] = every[rows]
+            if source.texts:
+                chosen_texts = [source.texts[of][row] for row in rows.tolist()]
+                items[Part(split, "text")] = [text for texts in chosen_texts for text in texts]
+                counts = torch.tensor([len(texts) for texts in chosen_texts])
+                caption_of[split] = torch.arange(len(rows)).repeat_interleave(counts)
         fingerprint: dict[str, Any] = {**source.fingerprint, "splits": rule}
         if self.limit is not None:
             fingerprint["limit"] = self.limit
@@ -164,32 +127,7 @@ class LabelledImages(BaseDataModule):
         fold_of: dict[str, Tensor] = {}
         if self.folds is not None:
             fold_of = draw_folds(label_sets, {s: len(of) for s, of in labels.items()}, self.folds, self.split_seed)
-        return DatasetInfo(self.dataset_name, fingerprint, label_sets, fold_of=fold_of), items
-
-    def _split(self, source: Source) -> tuple[dict[str, tuple[str, Tensor]], dict[str, str]]:
-        """Return by split the official split and the rows of it, and how each split came about."""
-        given = {split: (split, torch.arange(len(labels))) for split, (_, labels) in source.splits.items()}
-        rule = dict.fromkeys(given, "official")
-        if TRAIN in given and VAL in given and TEST not in given:
-            given[TEST], rule[TEST] = given.pop(VAL), "official val"
-        if len(given) == 1:  # all, or one split alone
-            (of,) = given
-            to_draw, rule = self.fractions, {TRAIN: "the rest"}
-        elif TRAIN not in given or TEST not in given:
-            raise DataError(
-                f"dataset {self.dataset_name!r}: the splits {list(given)} in {str(self.root)!r} leave nothing to train "
-                f"or to test on; there must be train and test, or one split alone"
-            )
-        else:
-            of, to_draw = TRAIN, ({} if VAL in given else {VAL: self.fractions[VAL]})
-        if to_draw:
-            labels = source.splits[of][1]
-            for split, rows in stratified_split(labels, to_draw, seed=self.split_seed).items():
-                given[split] = (of, rows)
-            rule.pop(of, None)
-            drawn = f"of {of}, stratified, seed {self.split_seed}"
-            rule.update({split: f"{fraction} {drawn}" for split, fraction in to_draw.items()})
-        return {split: given[split] for split in SPLITS}, rule
+        return DatasetInfo(self.dataset_name, fingerprint, label_sets, caption_of, fold_of), items
 
     def _names(self, source: Source) -> list[str]:
         where = f"dataset {self.dataset_name!r}"

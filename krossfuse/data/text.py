@@ -119,12 +119,7 @@ class TextFiles(BaseDataModule):
         Raises:
             DataError: one is not.
         """
-        for file in self.files.values():
-            if not (self.root / file).exists():
-                raise DataError(
-                    f"cannot read {str(self.root / file)!r}: No such file or directory; is data.root the folder of it?"
-                    f"{self.way_out()}"
-                )
+        check_there(self.root, self.files, self.way_out())
 
     def load(self) -> tuple[DatasetInfo, Mapping[Part, Sequence[Item]]]:
         """Read the files.
@@ -191,6 +186,24 @@ class SentEval(TextFiles):
         super().__init__(files=files, classes=classes, name=task, root=root, **options)
 
 
+def check_there(root: Path, files: Mapping[str, str], way_out: str) -> None:
+    """Check that files are there.
+
+    Args:
+        root: their folder.
+        files: by split, the path below it.
+        way_out: what the error says in the end.
+
+    Raises:
+        DataError: one is not.
+    """
+    for file in files.values():
+        if not (root / file).exists():
+            raise DataError(
+                f"cannot read {str(root / file)!r}: No such file or directory; is data.root the folder of it?{way_out}"
+            )
+
+
 def read_labelled_lines(path: Path, encoding: str = "auto") -> list[tuple[str, str]]:
     """Read ``label text`` lines; empty lines are left out.
 
@@ -200,6 +213,26 @@ def read_labelled_lines(path: Path, encoding: str = "auto") -> list[tuple[str, s
 
     Raises:
         DataError: no such file, bytes that are not of the encoding, or a line without a blank; it names the line.
+    """
+    rows = []
+    # Not splitlines(): it also splits at NEL (byte 0x85 of Latin-1), which these files hold inside of lines.
+    for number, line in enumerate(read_text(path, encoding).split("\n"), start=1):
+        if not line.strip():
+            continue
+        label, blank, text = line.lstrip().partition(" ")
+        if not blank:
+            raise DataError(f"{str(path)!r}, line {number}: expected 'label text', got {line.strip()[:80]!r}")
+        rows.append((label, text.strip()))
+    if not rows:
+        raise DataError(f"{str(path)!r} has no lines")
+    return rows
+
+
+def read_text(path: Path, encoding: str = "auto") -> str:
+    """Return what a text file says; ``auto`` = UTF-8 if the bytes are that, else Windows-1252.
+
+    Raises:
+        DataError: no such file, or bytes that are not of the encoding.
     """
     try:
         check_regular(path)
@@ -212,21 +245,9 @@ def read_labelled_lines(path: Path, encoding: str = "auto") -> list[tuple[str, s
             if data.startswith(mark):
                 raise DataError(f"{str(path)!r} is {of_mark} text (it begins so); say data.encoding={of_mark}")
     try:
-        content = _decode(data) if encoding == "auto" else data.decode(encoding)
+        return _decode(data) if encoding == "auto" else data.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is not {encoding}: {error}; try data.encoding=auto") from error
-    rows = []
-    # Not splitlines(): it also splits at NEL (byte 0x85 of Latin-1), which these files hold inside of lines.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        label, blank, text = line.lstrip().partition(" ")
-        if not blank:
-            raise DataError(f"{str(path)!r}, line {number}: expected 'label text', got {line.strip()[:80]!r}")
-        rows.append((label, text.strip()))
-    if not rows:
-        raise DataError(f"{str(path)!r} has no lines")
-    return rows
 
 
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}

@@ -60,6 +60,19 @@ class HubModel(Encoder):
             "pooling": self.pooling,
         }
 
+    def _of_images(self, folder: Path, aspect: str) -> dict[str, Any]:
+        """Return what decides the features of images."""
+        return {
+            **self._common(folder),
+            "torchvision": importlib.metadata.version("torchvision"),
+            "aspect": aspect,
+            "processor": read_json(folder / PREPROCESSOR),
+        }
+
+    def _of_texts(self, folder: Path) -> dict[str, Any]:
+        """Return what decides the features of texts."""
+        return {**self._common(folder), "tokenizers": importlib.metadata.version("tokenizers")}
+
     def _network(self, folder: Path) -> nn.Module:
         from transformers import AutoModel
 
@@ -113,13 +126,7 @@ class HFImage(HubModel):
     def fingerprint(self, modality: Modality) -> Mapping[str, Any]:
         """Return library, weights' digest, pooling and the processor's settings (transformers is not imported)."""
         check_choice("modality", modality, self.modalities)
-        folder = self._folder()
-        return {
-            **self._common(folder),
-            "torchvision": importlib.metadata.version("torchvision"),
-            "aspect": self.aspect,
-            "processor": read_json(folder / PREPROCESSOR),
-        }
+        return self._of_images(self._folder(), self.aspect)
 
     def load(self) -> EncoderModule:
         """Load model and processor settings.
@@ -252,12 +259,7 @@ class HFText(HubModel):
     def fingerprint(self, modality: Modality) -> Mapping[str, Any]:
         """Return libraries, weights' digest, pooling, prefix and length (transformers is not imported)."""
         check_choice("modality", modality, self.modalities)
-        return {
-            **self._common(self._folder()),
-            "tokenizers": importlib.metadata.version("tokenizers"),
-            "prefix": self.prefix,
-            "max_length": self.max_length,
-        }
+        return {**self._of_texts(self._folder()), "prefix": self.prefix, "max_length": self.max_length}
 
     def load(self) -> EncoderModule:
         """Load model and tokenizer.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,14 +57,7 @@ class HFCrossModal(HubModel):
         """Return library, weights' digest, and the processor's settings (transformers is not imported)."""
         check_choice("modality", modality, self.modalities)
         folder = self._folder()
-        if modality == "text":
-            return {**self._common(folder), "tokenizers": importlib.metadata.version("tokenizers")}
-        return {
-            **self._common(folder),
-            "torchvision": importlib.metadata.version("torchvision"),
-            "aspect": self.aspect,
-            "processor": read_json(folder / PREPROCESSOR),
-        }
+        return self._of_texts(folder) if modality == "text" else self._of_images(folder, self.aspect)
 
     def load(self) -> EncoderModule:
         """Load model, processor settings and tokenizer.

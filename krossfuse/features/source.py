@@ -16,6 +16,7 @@ from krossfuse.core.errors import ConfigError
 from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.trainers import TrainerFactory
 from krossfuse.data.module import BaseDataModule
+from krossfuse.encoders.base import EncoderModule
 from krossfuse.encoders.pair import Pair
 from krossfuse.features.extract import extract, keys_for
 from krossfuse.features.keys import FeatureKey
@@ -117,6 +118,20 @@ class Extraction:
         if any(unit.name for unit in units(self.data, self.shard_rows)):
             return extract_units(self.data, self.pair, self._store(), shard_rows=self.shard_rows, **options)
         return extract(self.data, self.pair, self._store(), **options)
+
+    def of_unit(self, unit: Unit, loaded: dict[int, EncoderModule]) -> FeatureBundle:
+        """Return the features of one unit alone, computed where the store lacks them.
+
+        Args:
+            unit: of :meth:`unit_keys`.
+            loaded: by identity, encoders that are loaded already; those that are loaded now join them.
+
+        Raises:
+            ConfigError: there is no store to keep them in.
+            BusyError: another job is encoding it.
+        """
+        options = {**self._options(), "trainers": self.trainers.having(devices=1)}
+        return extract(OneUnit(self.data, unit), self.pair, self._store(), wait=False, loaded=loaded, **options)
 
     def encode(self, shards: Sequence[int] | None = None) -> int:
         """Encode units that the store lacks, beside any number of other jobs; return how many this one has encoded.

@@ -11,9 +11,9 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from krossfuse.features.stores.base import BusyError, FeatureStore
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -188,27 +189,48 @@ def encode_units(
         ConfigError: a number of no unit.
         DataError: an item of a unit cannot be read, or its shard is not what it was. Other units stay encoded.
     """
-    every = units(data, shard_rows)
-    if chosen is not None:
-        for number in chosen:
-            if not 0 <= number < len(every):
-                raise ConfigError(f"shard={number}: there are {len(every)}, 0 to {len(every) - 1}")
-        pending = [every[number] for number in chosen]
-    else:
-        first = os.getpid() * 2654435761 % max(1, len(every))
-        pending = every[first:] + every[:first]
+    pending = chosen_units(units(data, shard_rows), chosen)
     devices = _devices(options["trainers"])
     if len(devices) > 1 and len(pending) > 1:
         return _on_each(devices, data, pair, store, shard_rows=shard_rows, chosen=chosen, **options)
     loaded: dict[int, EncoderModule] = {}
+    return share(pending, lambda unit: _encode(data, unit, pair, store, wait=False, loaded=loaded, **options))
+
+
+def chosen_units(every: Sequence[T], chosen: Sequence[int] | None) -> list[T]:
+    """Return some of all units; all, where None are chosen, in an order of this process's own.
+
+    Raises:
+        ConfigError: a number of no unit.
+    """
+    if chosen is None:
+        first = os.getpid() * 2654435761 % max(1, len(every))
+        return [*every[first:], *every[:first]]
+    for number in chosen:
+        if not 0 <= number < len(every):
+            raise ConfigError(f"shard={number}: there are {len(every)}, 0 to {len(every) - 1}")
+    return [every[number] for number in chosen]
+
+
+def share(pending: Sequence[T], work: Callable[[T], int]) -> int:
+    """Work on what no other job is working on, until all is done.
+
+    Args:
+        pending: what there is to do.
+        work: returns how many this job has done (0 or 1); BusyError where another job is at it, which is then looked
+            at again after the others.
+
+    Returns:
+        How many this job has done.
+    """
     count = 0
     while pending:
         busy = []
-        for unit in pending:
+        for one in pending:
             try:
-                count += _encode(data, unit, pair, store, wait=False, loaded=loaded, **options)
+                count += work(one)
             except BusyError:
-                busy.append(unit)
+                busy.append(one)
         if len(busy) == len(pending):
             time.sleep(_POLL_SECONDS)
         pending = busy

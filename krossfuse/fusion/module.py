@@ -21,7 +21,7 @@ from krossfuse.fusion.batches import Batch, PartRows, RawRows, Source, sizes_of
 from krossfuse.fusion.fit import FIT_ROWS, fit_method, subset, training_parts
 from krossfuse.fusion.heads import Heads, Loss, Optimisers
 from krossfuse.fusion.loop import BLOCK_ROWS, FusionLoop
-from krossfuse.fusion.sink import MEMORY_LIMIT, RowSink
+from krossfuse.fusion.sink import MEMORY_LIMIT, RowSink, Sink
 from krossfuse.fusion.stream import device_of, part_path
 from krossfuse.fusion.streaming import FusedStream
 
@@ -88,14 +88,14 @@ class FusionModule(FusionLoop):
         chosen = [p for p in sizes_of(source) if p.modality in self.method.modalities] if parts is None else list(parts)
         for part in chosen:
             check_choice("modality", part.modality, self.method.modalities)
-        named: dict[str, tuple[PartRows, RowSink]] = {}
+        named: dict[str, tuple[PartRows, Sink]] = {}
         for part, (name, rows) in zip(chosen, self._named(source, chosen), strict=True):
             path = part_path(folder, part)
             sink = RowSink(len(rows), path=path, memory_limit=memory_limit, keep_on_device=keep_on_device)
             named[name] = (rows, sink)
         return dict(zip(chosen, self.fill(named, self._batch_size(source)), strict=True))
 
-    def fill(self, named: Mapping[str, tuple[PartRows, RowSink]], batch_size: int) -> list[Tensor]:
+    def fill(self, named: Mapping[str, tuple[PartRows, Sink]], batch_size: int) -> list[Tensor]:
         """Fuse rows into sinks.
 
         Args:

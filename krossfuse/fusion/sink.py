@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,19 @@ from krossfuse.core.files import replacing
 
 MEMORY_LIMIT = 1 << 30
 """Bytes up to which a fused part stays in memory."""
+
+
+class Sink(Protocol):
+    """Takes fused blocks in order."""
+
+    def write(self, block: Tensor) -> None:
+        """Append a block of rows, from any device."""
+
+    def close(self) -> Tensor:
+        """Return what was written, as far as it is held."""
+
+    def abandon(self) -> None:
+        """Take no more: fusing has failed."""
 
 
 class RowSink:

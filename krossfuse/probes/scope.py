@@ -36,6 +36,7 @@ class Scope:
         prompts: whether a label set needs class texts in the same space.
         prompt_sets: names, ``"a+b"`` for an ensemble; None for each that a label set has.
         streams: whether embeddings that only stream are enough.
+        compared: whether labels of pairs of texts suit.
 
     Raises:
         ConfigError: a list is empty or holds no names, or a modality is unknown.
@@ -50,6 +51,7 @@ class Scope:
     prompts: bool = False
     prompt_sets: Sequence[str] | None = None
     streams: bool = False
+    compared: bool = False
 
     def __post_init__(self) -> None:
         for name in ("label_sets", "prompt_sets"):
@@ -188,6 +190,8 @@ class Scope:
         if name not in sets:
             return f"dataset {space.info.name!r} has no such label set; it has {list(sets)}"
         s = sets[name]
+        if space.info.compared and not self.compared:
+            return "its labels are of pairs of texts, which text_probe can take, and this probe cannot"
         if s.multilabel and not self.multilabel:
             return "its items have several labels, and this probe needs one an item"
         needed = dict.fromkeys([*self.fitted, *self.splits[: 1 - self.joined]])

@@ -103,6 +103,25 @@ def select_and_refit(x: Tensor, rounds: Sequence[Round], grid: Sequence[float], 
     return out
 
 
+def compared_features(u: Tensor, v: Tensor, *, unit: bool) -> Tensor:
+    """Return the features of pairs of texts: |u − v| and u ∘ v (SentEval, arXiv 1803.05449).
+
+    Args:
+        u: (n, dim) features of the first texts.
+        v: (n, dim) of the second ones.
+        unit: whether rows have norm 1. Then entries are of the size 1/√dim and their products of 1/dim; products are
+            multiplied by √dim, so that the penalty weighs both halves alike.
+
+    Returns:
+        (n, 2·dim).
+
+    Examples:
+        >>> compared_features(torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 2.0]]), unit=False).tolist()
+        [[2.0, 1.0, 3.0, 2.0]]
+    """
+    return torch.cat([(u - v).abs(), u * v * (u.shape[1] ** 0.5 if unit else 1.0)], dim=1)
+
+
 def _target(r: Round, rows: Tensor) -> Target:
     labels = torch.full_like(r.labels, -1)
     labels[rows] = r.labels[rows]
@@ -116,6 +135,9 @@ class TextProbe(Probe):
     on a held-out part of the training folds, and the classifier refitted on all of them. By ``splits``, C is chosen
     on the validation split, the classifier refitted on train and validation, and tested on the test split. All folds,
     values of C and label sets share each pass over the features.
+
+    Where the labels are of pairs of texts u and v (MRPC), a pair's features are |u − v| and u ∘ v beside one another,
+    as in SentEval; see :func:`compared_features`.
 
     Measurements: ``accuracy`` (over all tested items) and ``mean_per_class_accuracy``; by ``k-fold`` also
     ``fold_accuracy``, one a fold with the fold as ``subset_seed``.
@@ -159,7 +181,7 @@ class TextProbe(Probe):
         self.tol = tol
         self.normalise = normalise
         self.device = check_device(device)
-        self.scope = Scope(label_sets=label_sets, modalities=["text"], splits=[TRAIN])
+        self.scope = Scope(label_sets=label_sets, modalities=["text"], splits=[TRAIN], compared=True)
 
     def why_not(self, space: EmbeddingSpace) -> str | None:
         """Return what keeps it from labelled texts to train on, enough of each class for the folds."""
@@ -185,6 +207,8 @@ class TextProbe(Probe):
     def _labels(self, space: EmbeddingSpace, name: str) -> dict[str, Tensor]:
         """Return the labels of each split's texts, -1 throughout where the label set leaves the split out."""
         splits = [split for split in SPLITS if Part(split, "text") in space]
+        if space.info.compared:
+            return {split: space.info.label_sets[name].labels[split] for split in splits}
         return {
             split: part_labels(space, split, "text", name)
             if split in space.info.label_sets[name].labels
@@ -235,12 +259,21 @@ class TextProbe(Probe):
         device = solving_device(self.device)
         read = [space[part].to(device, torch.promote_types(space[part].dtype, torch.float32)) for part in parts]
         both = zip(read, parts, strict=True)
+        if space.info.compared:
+            return torch.cat([self._compared(x, space.info.compared[part.split], part) for x, part in both])
         if self.normalise:
             return torch.cat([unit_rows(x, part, dtype=None) for x, part in both])
         for x, part in both:
             shape, way_out = (len(x), x.shape[1]), "scale the embeddings, or say normalise=true"
             check_range(largest(finite_rows(x, part)), shape, x.dtype, part, way_out=way_out)
         return torch.cat(read)
+
+    def _compared(self, x: Tensor, rows: Tensor, part: Part) -> Tensor:
+        texts = unit_rows(x, part, dtype=None) if self.normalise else finite_rows(x, part)
+        made = compared_features(texts[rows[:, 0]], texts[rows[:, 1]], unit=self.normalise)
+        what = f"pairs of {part}"
+        check_range(largest(made), (len(made), made.shape[1]), made.dtype, what, way_out="say normalise=true")
+        return made
 
     def _rounds(self, space: EmbeddingSpace, name: str, protocol: str, seed: int) -> list[Round]:
         label_set = space.info.label_sets[name]

@@ -52,6 +52,7 @@ _KPOMRP = "kpomrp"
 _DATASETS = {
     "oxfordpets": "oxfordiiitpet",
     "imagewoof": "imagenetdogs",
+    "mscocoobjects": "mscoco",
     "imagenettypographic": "typoattackedimagenet",
 }
 """Data sets that the paper calls otherwise, by :func:`same_name`."""

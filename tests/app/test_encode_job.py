@@ -1,4 +1,4 @@
-"""Encoding alone, by the real command: the manifest, each shard a point of a sweep, then all that is left at once."""
+"""Encoding alone and fusing alone, by the real command: each shard a point of a sweep, then all that is left."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from krossfuse.features.stores import LocalStore
+from krossfuse.fusion.shards import read_fused
 
 OPTIONS = (
     *("data=shards", "data.manifest=tars/manifest.json", "pair=openmoji_image", "logger=none", "paths.store=store"),
@@ -48,3 +51,17 @@ def test_a_sweep_over_shards_and_a_job_that_takes_what_is_left(tmp_path: Path) -
     out = krossfuse(tmp_path, "job=encode", *OPTIONS)
     assert "0 shards encoded by this job" in out
     assert "job.shard=9: 'shards' has 4 shards" in krossfuse(tmp_path, "job=encode", "job.shard=9", *OPTIONS, status=2)
+    fuse = ("job=fuse", "job.folder=fused", "fusion.dim=24", *OPTIONS)
+    out = krossfuse(tmp_path, "-m", "job.shard=0,3", *fuse)
+    assert "2 of 2 points done" in out
+    assert not (tmp_path / "fused" / "fused.json").exists()
+    assert "2 shards fused by this job" in krossfuse(tmp_path, *fuse)
+    assert "0 shards fused by this job" in krossfuse(tmp_path, *fuse)
+    read = read_fused(tmp_path / "fused" / "fused.json", LocalStore(tmp_path / "store"))
+    assert {str(part): tuple(x.shape) for part, x in read.items()} == {
+        **{f"{split}:image": (4, 24) for split in ("train", "val", "test")},
+        "prompts/class/default:text": (2, 24),
+    }
+    out = krossfuse(tmp_path, *fuse, "seed=1", status=2)
+    assert "holds a fusion of another configuration and seed; take another folder" in out
+    assert "job.folder is not set" in krossfuse(tmp_path, "job=fuse", *OPTIONS, status=2)

@@ -73,7 +73,7 @@ def test_splits_and_columns_that_are_not_there(folder: Path) -> None:
         made(label="labl").setup()
     with pytest.raises(DataError, match=r"expected 3 items in train, found 20"):
         made(expected={"train": 3}).setup()
-    with pytest.raises(ConfigError, match=r"data\.splits: 'trian' is not one of"):
+    with pytest.raises(ConfigError, match=r"data\.splits='trian' is not one of"):
         made(splits={"trian": "train"})
     with pytest.raises(ConfigError, match=r"data\.path is not set"):
         made(path=None)

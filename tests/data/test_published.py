@@ -107,6 +107,20 @@ CASES: dict[str, Case] = {
         more={"data.images": "UCF-101-midframes", "data.file": "split_zhou_UCF101.json"},
     ),
     "webdataset": Case(published.webdataset, (6, 2, 4), 2, ("cat", "dog"), "a photo of a cat."),
+    "stanford_dogs": Case(
+        published.stanford_dogs, (4, 2, 4), 2, ("Chihuahua", "Japanese spaniel"),
+        "a photo of a Chihuahua, a type of dog.",
+    ),
+    "mscoco_objects": Case(
+        published.coco_objects, (4, 2, 1), 2, ("person", "car"), "a photo of a person."
+    ),
+    "mvsa_single": Case(
+        lambda files: published.mvsa(files, 1), (6, 3, 3), 3, ("negative", "neutral", "positive"), "a negative photo."
+    ),
+    "mvsa_multiple": Case(
+        lambda files: published.mvsa(files, 3), (6, 3, 3), 3, ("negative", "neutral", "positive"), "a negative photo."
+    ),
+    "tfds": Case(published.tfds, (6, 2, 4), 2, ("cat", "dog"), "a photo of a cat."),
 }  # fmt: skip
 
 CAPTIONS: dict[str, tuple[Callable[[Files], object], tuple[int, int, int]]] = {
@@ -123,6 +137,7 @@ CAPTIONS: dict[str, tuple[Callable[[Files], object], tuple[int, int, int]]] = {
         (2, 2, 2),
     ),
     "webdataset_captions": (lambda files: published.webdataset(files, captions=True), (7, 1, 4)),
+    "tfds_captions": (lambda files: published.tfds(files, captions=True), (7, 1, 4)),
 }
 
 TEXTS = {
@@ -136,7 +151,7 @@ TEXTS = {
 
 ELSEWHERE = {
     *("embeddings", "image_folder", "mnist", "mnist_pixels", "openmoji", "openmoji_typographic", "senteval"),
-    *("text_files", "typographic", "imagenet_typographic", "huggingface", "huggingface_captions", "shards"),
+    *("text_files", "typographic", "imagenet_typographic", "huggingface", "huggingface_captions", "shards", "mrpc"),
 }
 """Options that other tests build."""
 
@@ -216,7 +231,7 @@ def test_images_by_name(name: str, tmp_path: Path, imagenet: Path, compose: Any)
     assert set(label_set.prompts) >= {"plain", "paper"}
     assert label_set.prompts["paper"].texts[0] == f"a photo of a {case.names[0]}"
     assert data.items(Part("test", "image"))[-1].mode == "RGB"  # type: ignore[union-attr]
-    assert {"licence", "source"} <= set(data.about) or name in ("image_list", "webdataset")
+    assert {"licence", "source"} <= set(data.about) or name in ("image_list", "webdataset", "tfds")
     if plain["data"]["about"]:  # a published set says how many there should be, and this is not it
         with pytest.raises(DataError, match=rf"dataset '{name}': expected [0-9]+ .* found [0-9]+"):
             make({**plain["data"], "expected": published_counts(name)}, "data", BaseDataModule).setup()
@@ -226,7 +241,7 @@ def test_images_by_name(name: str, tmp_path: Path, imagenet: Path, compose: Any)
 def test_captions_by_name(name: str, tmp_path: Path, compose: Any) -> None:
     build, sizes = CAPTIONS[name]
     build(Files(tmp_path))
-    pair = IMAGE_PAIRS[list(CAPTIONS).index(name)]
+    pair = IMAGE_PAIRS[list(CAPTIONS).index(name) % len(IMAGE_PAIRS)]
     plain, choices = compose(
         **{"data": name, "data.root": tmp_path, "data.expected": "null", "probe": "[retrieval]", "pair": pair}
     )
@@ -242,7 +257,7 @@ def test_captions_by_name(name: str, tmp_path: Path, compose: Any) -> None:
             assert "  " not in text  # type: ignore[operator]
             assert "\n" not in text  # type: ignore[operator]
     assert data.items(Part("test", "image"))[0].size == (8, 8)  # type: ignore[union-attr]
-    if name != "webdataset_captions":
+    if plain["data"]["about"]:
         with pytest.raises(DataError, match=r"expected [0-9]+ items in train, found [0-9]; [0-9]+ items in val"):
             make({**plain["data"], "expected": published_counts(name)}, "data", BaseDataModule).setup()
 
@@ -260,6 +275,76 @@ def test_texts_by_name(name: str, tmp_path: Path, compose: Any) -> None:
     assert len(data.info.label_sets["class"].classes) == next(iter(TEXTS[name].values()))
     with pytest.raises(DataError, match=r"expected [0-9]+ items in"):
         make({**plain["data"], "expected": published_counts(name)}, "data", BaseDataModule).setup()
+
+
+def test_pairs_of_sentences_by_name(tmp_path: Path, compose: Any) -> None:
+    published.mrpc(Files(tmp_path))
+    words = {"data": "mrpc", "data.root": tmp_path, "probe": "[text_probe]", "pair": "openmoji_text"}
+    plain, choices = compose(**words, **{"data.expected": "null"})
+    check(plain, choices, data=True)
+    data = make(plain["data"], "data", BaseDataModule)
+    classes = data.info.label_sets["class"]
+    assert classes.classes == ("different", "paraphrase")
+    for split, n in zip(SPLITS, (36, 4, 10), strict=True):
+        texts = [str(text) for text in data.items(Part(split, "text"))]
+        assert len(texts) == 2 * n
+        assert len(classes.labels[split]) == n
+        for (first, second), label in zip(
+            data.info.compared[split].tolist(), classes.labels[split].tolist(), strict=True
+        ):
+            said = texts[first].split()
+            assert said[:2] == ["said", '"one']
+            assert texts[second].split() == ["said", "two", *said[2:]]
+            assert said[2] == ("test" if split == "test" else "train")
+            assert int(said[3]) % 2 == label
+    assert data.info.fingerprint["protocol"] == "splits"
+    with pytest.raises(DataError, match=r"expected 4076 items in train, found 40; 1725 items in test, found 10"):
+        make({**plain["data"], "expected": published_counts("mrpc")}, "data", BaseDataModule).setup()
+
+
+def test_the_largest_object_and_the_captions_of_an_image(tmp_path: Path, node: Any) -> None:
+    published.coco_objects(Files(tmp_path), each=3)
+    data = make(node("mscoco_objects", root=str(tmp_path)), "data", BaseDataModule)
+    with pytest.raises(DataError, match="expected 80 classes, found 2"):
+        data.setup()
+    options = {"root": str(tmp_path), "expected": None}
+    data = make(node("mscoco_objects", **options), "data", BaseDataModule)
+    assert [len(data.items(Part(split, "image"))) for split in SPLITS] == [6, 3, 2]  # one of test has no object
+    for split in SPLITS:
+        captions = [str(text) for text in data.items(Part(split, "text"))]
+        labels = data.info.label_sets["class"].labels[split].tolist()
+        assert len(captions) == 5 * len(labels)
+        for row, caption in zip(data.info.caption_of[split].tolist(), captions, strict=True):
+            assert labels[row] == int(caption.rsplit(" ", 1)[1]) // 4 % 2
+    every = make(node("mscoco_objects", **options, captions=None), "data", BaseDataModule)
+    assert len(every.items(Part("train", "text"))) == 31  # one image has a sixth
+    file = tmp_path / "annotations" / "instances_val2014.json"
+    file.write_text(file.read_text().replace('"car"', '"bus"'))
+    with pytest.raises(DataError, match=r"instances_val2014\.json.*category 3 is 'bus' and 'car'"):
+        make(node("mscoco_objects", **options), "data", BaseDataModule).setup()
+    file.unlink()
+    with pytest.raises(DataError, match=r"there is no file .*instances_val2014\.json.*put train2014, val2014"):
+        make(node("mscoco_objects", **options), "data", BaseDataModule).check()
+
+
+@pytest.mark.parametrize("annotators", [1, 3])
+def test_tweets_have_a_text_and_one_sentiment(annotators: int, tmp_path: Path, node: Any) -> None:
+    published.mvsa(Files(tmp_path), annotators)
+    data = make(node("mvsa_single", root=str(tmp_path), expected={"all": 12, "classes": 3}), "data", BaseDataModule)
+    numbers = []
+    for split in SPLITS:
+        texts = [str(text) for text in data.items(Part(split, "text"))]
+        assert data.info.caption_of[split].tolist() == list(range(len(texts)))
+        for text, label, image in zip(
+            texts, data.info.label_sets["class"].labels[split].tolist(), data.items(Part(split, "image")), strict=True
+        ):
+            number = int(text.removeprefix("a café tweet "))
+            assert label == (number - 1) % 3
+            expected = tmp_path / "data" / f"{number}.jpg"
+            with published.Image.open(expected) as own:
+                assert own.convert("RGB").tobytes() == image.tobytes()  # type: ignore[union-attr]
+            numbers.append(number)
+    assert sorted(numbers) == list(range(1, 13))
 
 
 def test_typographic_attack_on_any_set(tmp_path: Path, compose: Any) -> None:
@@ -392,6 +477,31 @@ def test_captions_that_are_lacking(tmp_path: Path, node: Any) -> None:
     (tmp_path / "dataset_flickr30k.json").write_text("{}")
     with pytest.raises(DataError, match="is not Karpathy's JSON"):
         make(node("flickr30k", **options), "data", BaseDataModule).setup()
+
+
+def test_files_of_tweets_dogs_and_pairs_of_another_form(tmp_path: Path, node: Any) -> None:
+    def error(name: str, **options: object) -> str:
+        with pytest.raises(DataError) as caught:
+            make(node(name, root=str(tmp_path), expected=None, **options), "data", BaseDataModule).setup()
+        return str(caught.value)
+
+    files = Files(tmp_path)
+    assert "has no 'labelResultAll.txt'; it is got from https://mcrlab.net" in error("mvsa_single")
+    published.mvsa(files, 1)
+    (tmp_path / "data" / "3.txt").unlink()
+    assert "3.txt" in error("mvsa_single")
+    files.write("labelResultAll.txt", "ID\ttext,image\n1\tpositive,happy\n")
+    assert "line 2: expected the number of a tweet" in error("mvsa_single")
+    files.write("labelResultAll.txt", "ID\ttext,image\n")
+    assert "has no tweets" in error("mvsa_single")
+    published.stanford_dogs(files)
+    (tmp_path / "test_list.mat").write_bytes((tmp_path / "train_list.mat").read_bytes()[:300])
+    assert "not of the form 'dogs'" in error("stanford_dogs")
+    published.mrpc(files)
+    files.write("msr_paraphrase_test.txt", "Quality\n1\t2\t3\tone sentence\n")
+    assert "msr_paraphrase_test.txt', line 2: expected label (0 or 1)" in error("mrpc")
+    (tmp_path / "msr_paraphrase_test.txt").unlink()
+    assert "put msr_paraphrase_train.txt and msr_paraphrase_test.txt below data.root" in error("mrpc")
 
 
 @pytest.mark.parametrize("value", [{"train": "many"}, 3, {"train": 0}])

@@ -1,8 +1,8 @@
 """Kills workers that share the shards of a made data set, and compares what is left with one unsharded, unbroken run.
 
 ``python tests/features/shard_kills.py --shards 100 --workers 8 --kills 10`` with the bundled encoders, two of images
-and one of captions. Workers encode whatever shards no other encodes; one that is killed by SIGKILL at a random moment
-is started again, until all is there. Then
+and one of captions; ``--toy`` with small networks instead. Workers encode whatever shards no other encodes; one that is
+killed by SIGKILL, when a random number of rows is written, is started again, until all is there. Then
 
 * every feature has the bits of a run of one process in which each part is one entry;
 * every row was written once: those that were written again were in the batch of a killed worker;
@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import torch
+from feature_toys import ToyEncoder
 from kill_harness import start
 from PIL import Image
 
@@ -46,6 +47,9 @@ from krossfuse.features.units import OneUnit, Unit
 from krossfuse.features.writer import FeatureWriter
 
 BATCH = 8
+PAIR = {"toy": False}
+"""Of all processes: they are forked."""
+
 SPLITS = ("train", "val", "test")
 
 
@@ -59,7 +63,7 @@ def make(folder: Path, shards: int, per_shard: int) -> None:
         with tarfile.open(folder / name, "w") as tar:
             for i in range(per_shard):
                 buffer = io.BytesIO()
-                Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(buffer, "png")
+                Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(buffer, "png")
                 for ending, data in (
                     ("png", buffer.getvalue()),
                     ("cls", str(i % 2).encode()),
@@ -79,16 +83,26 @@ class InOne(TarShards):
         return []
 
 
-def source(folder: Path, store: Path, kind: type[TarShards] = TarShards) -> Extraction:
-    pair = Pair(
+def pair() -> Pair:
+    if PAIR["toy"]:
+        return Pair(
+            name="toys",
+            cross_modal=ToyEncoder("clip", ("image", "text"), dim=8),
+            image_experts={"images": ToyEncoder("images", ("image",), dim=5, weights=1)},
+            text_experts={"texts": ToyEncoder("texts", ("text",), dim=6, weights=2)},
+        )
+    return Pair(
         name="bundled",
         cross_modal=OpenMojiCLIP(),
         image_experts={"efficientnet": EfficientNetLite0()},
         text_experts={"minilm": MiniLM()},
     )
+
+
+def source(folder: Path, store: Path, kind: type[TarShards] = TarShards) -> Extraction:
     return Extraction(
         data=kind(manifest=str(folder / "manifest.json"), num_workers=0),
-        pair=pair,
+        pair=pair(),
         store=LocalStore(store),
         trainers=TrainerFactory(),
         batch_size=BATCH,
@@ -105,6 +119,8 @@ def work(folder: Path, store: Path, log: Path) -> None:
         written(self, rows, features)
         with log.open("a") as file:
             file.write("".join(f"{self.key.digest} {row}\n" for row in rows))
+        if PAIR["toy"]:  # they are fast: so that there are moments to be killed at
+            time.sleep(0.02)
 
     FeatureWriter.write = counted  # type: ignore[method-assign]
     source(folder, store).encode()
@@ -144,7 +160,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--toy", action="store_true", help="small networks instead of the bundled encoders")
     options = parser.parse_args()
+    PAIR["toy"] = options.toy
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="krossfuse-shards-") as temporary:
         folder = Path(temporary)
@@ -155,6 +173,8 @@ def main() -> int:
         def one() -> int:
             return start(lambda: work(tars, store, rows), log)
 
+        every = 4 * options.shards * options.per_shard  # images and captions, by two encoders each
+        moments = sorted(chance.sample(range(1, every * 3 // 4), options.kills))
         running = [one() for _ in range(options.workers)]
         kills, began = 0, time.monotonic()
         while running:
@@ -166,8 +186,8 @@ def main() -> int:
                 else:
                     assert status == 0, log.read_text()[-5000:]
                 continue
-            written = rows.stat().st_size if rows.exists() else 0
-            if kills < options.kills and written and chance.random() < 0.05:
+            written = rows.read_text().count("\n") if rows.exists() else 0
+            if kills < options.kills and written >= moments[kills]:
                 os.kill(chance.choice(running), signal.SIGKILL)
                 kills += 1
             time.sleep(0.02)

@@ -254,6 +254,42 @@ def test_an_upload_that_fails_loses_nothing(remote: FsspecStore, monkeypatch: py
     assert torch.equal(remote.read(key()), values())
 
 
+def test_a_transfer_that_breaks_is_tried_again(
+    remote: FsspecStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("krossfuse.core.retries.time.sleep", lambda _: None)
+    calls = 0
+
+    def breaking(name: str, times: int) -> None:
+        nonlocal calls
+        calls, works = 0, getattr(remote._fs, name)
+
+        def act(*arguments: object, **options: object) -> object:
+            nonlocal calls
+            of_features = any(str(argument).endswith(".npy") for argument in arguments)
+            calls += of_features
+            if of_features and calls <= times:
+                raise ConnectionError("reset by peer")
+            return works(*arguments, **options)
+
+        monkeypatch.setattr(remote._fs, name, act)
+
+    breaking("put_file", 2)
+    fill(remote, key(), values())
+    assert calls == 3
+    monkeypatch.undo()
+    monkeypatch.setattr("krossfuse.core.retries.time.sleep", lambda _: None)
+    assert "ConnectionError: reset by peer; trying again" in caplog.text
+    other = FsspecStore(remote.where, cache=tmp_path / "other")
+    breaking("open", 2)
+    assert other._fs is remote._fs
+    assert torch.equal(other.read(key()), values())
+    third = FsspecStore(remote.where, cache=tmp_path / "third")
+    breaking("open", 3)
+    with pytest.raises(StoreError, match=r"remote.* cannot be read: ConnectionError: reset by peer"):
+        third.read(key())
+
+
 def test_a_remote_that_fails_is_named(remote: FsspecStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise ConnectionError("no route")

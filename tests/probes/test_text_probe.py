@@ -123,3 +123,53 @@ def test_bad_input_is_named() -> None:
     for bad in ({"n_folds": 1}, {"holdout": 1.5}, {"grid": []}, {"protocol": "kfold"}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             TextProbe(**bad)  # type: ignore[arg-type]
+
+
+def pairs_of_texts(noise: float = 0.3) -> EmbeddingSpace:
+    """Texts about four topics; a pair is labelled by whether both are about the same one."""
+    g = torch.Generator().manual_seed(0)
+    centres, labels, parts, compared = torch.randn(4, 8, generator=g), {}, {}, {}
+    for split, n in SIZES.items():
+        topics = torch.randint(0, 4, (2, n), generator=g)
+        topics[1, ::2] = topics[0, ::2]
+        labels[split] = (topics[0] == topics[1]).long()
+        parts[Part(split, "text")] = 3 * (centres[topics.flatten()] + noise * torch.randn(2 * n, 8, generator=g))
+        compared[split] = torch.arange(2 * n).view(2, n).T
+    sets = {"class": LabelSet(("different", "paraphrase"), labels)}
+    return EmbeddingSpace(DatasetInfo("pairs", {"protocol": "splits"}, sets, compared=compared), parts)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_pairs_of_texts_are_scikit_learns(normalise: bool) -> None:
+    space = pairs_of_texts()
+    result = TextProbe(grid=[0.3, 10.0], tol=1e-7, normalise=normalise).evaluate(space, seed=0)
+    x, y = {}, space.info.label_sets["class"].labels
+    for split, n in SIZES.items():
+        rows = space[Part(split, "text")].double()
+        rows = rows / rows.norm(dim=1, keepdim=True) if normalise else rows
+        u, v = rows[:n], rows[n:]
+        x[split] = torch.cat([(u - v).abs(), u * v * (8**0.5 if normalise else 1)], 1).numpy()
+    best = max(
+        (LogisticRegression(C=C, tol=1e-10, max_iter=9999).fit(x["train"], y["train"]).score(x["val"], y["val"]), -C)
+        for C in (0.3, 10.0)
+    )
+    (accuracy,) = measurements(result, "accuracy", "class")
+    selected = accuracy.protocol["selected_C"]
+    both = LogisticRegression(C=selected, tol=1e-10, max_iter=9999).fit(
+        np.concatenate([x["train"], x["val"]]), torch.cat([y["train"], y["val"]])
+    )
+    assert selected in (0.3, 10.0)
+    alone = LogisticRegression(C=selected, tol=1e-10, max_iter=9999).fit(x["train"], y["train"])
+    assert alone.score(x["val"], y["val"]) == best[0]
+    assert accuracy.value == pytest.approx(both.score(x["test"], y["test"]))
+    assert accuracy.protocol["n_test"] == 40
+    assert accuracy.value > 0.8
+
+
+def test_other_probes_leave_pairs_of_texts_alone() -> None:
+    from krossfuse.probes import KNN, LinearProbe
+
+    for probe in (LinearProbe(modalities=["text"]), KNN(modalities=["text"])):
+        assert "labels are of pairs of texts, which text_probe can take" in str(probe.why_not(pairs_of_texts()))
+    info = pairs_of_texts().info
+    assert info.labels("class", Part("test", "text")).tolist() == [-1] * 80

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 from krossfuse.core.errors import DataError
 from krossfuse.core.files import replacing
-
-log = logging.getLogger(__name__)
-
-TRIES = 3
+from krossfuse.core.retries import TRIES, tried
 
 
 class Places:
@@ -37,7 +32,7 @@ class Places:
     def local(self, name: str) -> Path:
         """Return a file as a path on this machine; a remote one is copied first, whole or not at all.
 
-        A transfer that fails is tried again, ``TRIES`` times in all.
+        A transfer that fails is tried again (:func:`krossfuse.core.retries.tried`).
 
         Raises:
             DataError: it cannot be had; the message names it.
@@ -46,25 +41,24 @@ class Places:
             return Path(self.root or ".") / name
         path = self.cache / name.replace("/", "_")
         if not path.exists():
-            from fsspec.core import open as open_url
-
-            for attempt in range(1, TRIES + 1):
-                try:
-                    opened = open_url(f"{self.root}/{name}", "rb", **self.options)
-                    with opened as source, replacing(path) as partial, partial.open("wb") as copy:
-                        shutil.copyfileobj(source, copy, 8 << 20)
-                    break
-                except FileNotFoundError:
-                    raise DataError(f"shard {name!r} is missing: there is no {self.root}/{name}") from None
-                except Exception as error:  # each file system has its own
-                    if attempt == TRIES:
-                        raise DataError(
-                            f"{self.root}/{name} cannot be read, tried {TRIES} times: {type(error).__name__}: {error}; "
-                            "what is encoded already is kept: run again"
-                        ) from error
-                    log.warning("%s/%s: %s; trying again", self.root, name, error)
-                    time.sleep(0.2 * attempt)
+            try:
+                tried(f"{self.root}/{name}", lambda: self._copy(name, path))
+            except FileNotFoundError:
+                raise DataError(f"shard {name!r} is missing: there is no {self.root}/{name}") from None
+            except Exception as error:  # each file system has its own
+                times = "" if isinstance(error, PermissionError) else f", tried {TRIES} times"
+                raise DataError(
+                    f"{self.root}/{name} cannot be read{times}: {type(error).__name__}: {error}; what is encoded "
+                    "already is kept: run again"
+                ) from error
         return path
+
+    def _copy(self, name: str, path: Path) -> None:
+        from fsspec.core import open as open_url
+
+        opened = open_url(f"{self.root}/{name}", "rb", **self.options)
+        with opened as source, replacing(path) as partial, partial.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 8 << 20)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a small file.

@@ -27,12 +27,15 @@ def save_embeddings(path: str | Path, bundle: FeatureBundle) -> None:
 
     Raises:
         ConfigError: another ending.
-        DataError: a name with ``/``, or a dtype that the format does not have (bfloat16 in npz).
+        DataError: labels of pairs of texts, a name with ``/``, or a dtype that the format does not have (bfloat16 in
+            npz).
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"path={str(path)!r} must end in one of {list(SUFFIXES)}")
     info = bundle.info
+    if info.compared:
+        raise DataError(f"dataset {info.name!r} has labels of pairs of texts, which such a file cannot say")
     arrays: dict[str, Tensor] = {}
     for part, by_role in bundle.features.items():
         for role, tensor in by_role.items():

@@ -11,6 +11,7 @@ A remote can neither be memory-mapped nor locked, nor written row by row. So
   only whether the record is still the same;
 * an entry is written (row by row, resumable after a kill) in the cache, and uploaded when it is whole. If that fails,
   it waits in the cache and the next job uploads it;
+* a transfer that breaks is tried again (:mod:`krossfuse.core.retries`), then named;
 * jobs on this machine wait for each other. Jobs on different machines do not: both compute, and the last record holds.
   It names its own file, so that record and features always belong together.
 """
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from krossfuse.core.errors import ConfigError, KrossFuseError, StoreError
 from krossfuse.core.files import write_whole
+from krossfuse.core.retries import tried
 from krossfuse.features.entry import RECORD, DamagedEntryError, Entry, EntryFormatError, read_record, unreadable
 from krossfuse.features.keys import FeatureKey
 from krossfuse.features.npy import state_of, verified
@@ -115,8 +117,7 @@ class FsspecStore:
         folder = self.cache.root / f"{entry.name}.{uuid.uuid4().hex}.download"
         try:
             folder.mkdir(parents=True)
-            with (folder / entry.data).open("wb") as file:
-                sha256 = self._hash(entry, file)
+            sha256 = self._hash(entry, folder / entry.data)
             if sha256 != entry.sha256:
                 raise self._other_bytes(entry, sha256)
             write_whole(folder / RECORD, text)
@@ -133,18 +134,26 @@ class FsspecStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _hash(self, entry: Entry, copy: Any = None) -> str:
+    def _hash(self, entry: Entry, copy: Path | None = None) -> str:
         """Read an entry's features; return their SHA-256, and write them to ``copy``."""
-        sha = hashlib.sha256()
-        try:
-            with self._reach("read", entry.name), self._fs.open(self._path(entry.name, entry.data), "rb") as stream:
+        path = self._path(entry.name, entry.data)
+
+        def read() -> str:
+            sha = hashlib.sha256()
+            with contextlib.ExitStack() as stack:
+                stream = stack.enter_context(self._fs.open(path, "rb"))
+                file = None if copy is None else stack.enter_context(copy.open("wb"))
                 while block := stream.read(_BLOCK):
                     sha.update(block)
-                    if copy is not None:
-                        copy.write(block)
+                    if file is not None:
+                        file.write(block)
+            return sha.hexdigest()
+
+        try:
+            with self._reach("read", entry.name):
+                return tried(f"{self.where}/{entry.name}", read)
         except FileNotFoundError:
             raise self._damaged(entry.name, f"{entry.data} is missing") from None
-        return sha.hexdigest()
 
     @contextlib.contextmanager
     def lock(self, keys: Iterable[FeatureKey], *, wait: bool = True) -> Iterator[None]:
@@ -173,10 +182,15 @@ class FsspecStore:
         record = json.loads((self.cache.root / name / RECORD).read_bytes())
         data = f"features-{record['sha256'][:16]}.npy"
         with self._reach("written (the whole entry waits in the cache; the next job uploads it)", name):
-            self._fs.makedirs(self._path(name), exist_ok=True)
-            self._fs.put_file(str(self.cache.root / name / record.get("data", "features.npy")), self._path(name, data))
-            with self._fs.transaction, self._fs.open(self._path(name, RECORD), "wb") as stream:
-                stream.write(json.dumps({**record, "data": data}, indent=2, ensure_ascii=False).encode() + b"\n")
+            here = self.cache.root / name / record.get("data", "features.npy")
+
+            def write() -> None:
+                self._fs.makedirs(self._path(name), exist_ok=True)
+                self._fs.put_file(str(here), self._path(name, data))
+                with self._fs.transaction, self._fs.open(self._path(name, RECORD), "wb") as stream:
+                    stream.write(json.dumps({**record, "data": data}, indent=2, ensure_ascii=False).encode() + b"\n")
+
+            tried(f"{self.where}/{name}", write)
 
     def entries(self) -> list[Entry]:
         """Return all entries, and those that jobs on this machine are writing or left half-written; oldest first."""
