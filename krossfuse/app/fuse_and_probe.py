@@ -420,12 +420,11 @@ def fuse(
         reference = {part: roles[CROSS_MODAL] for part, roles in of_texts.items() if CROSS_MODAL in roles}
         space = replace(space, reference=reference)
         return Fused(module, space, source.pair.name, lambda part, rows: module.encode_part(data, part, rows))
-    bundle = source
-    reference = {part: roles[CROSS_MODAL] for part, roles in bundle.features.items() if CROSS_MODAL in roles}
+    reference = {part: roles[CROSS_MODAL] for part, roles in source.features.items() if CROSS_MODAL in roles}
     space = replace(
-        space, kernel=kernel_of(method, bundle, lambda: trainers.device), reference=reference, parents=bundle.features
+        space, kernel=kernel_of(method, source, lambda: trainers.device), reference=reference, parents=source.features
     )
-    return Fused(module, space, bundle.pair, lambda part, rows: {r: x[rows] for r, x in bundle[part].items()})
+    return Fused(module, space, source.pair, lambda part, rows: {r: x[rows] for r, x in source[part].items()})
 
 
 def check_names(job: Job, info: DatasetInfo, parts: Collection[Part] = ()) -> None:

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from krossfuse.app.build import job_config
+from krossfuse.app.paths import CONFIG_DIR
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import Part
 from krossfuse.data.common import make_prompts
@@ -50,3 +58,23 @@ def folder_of_images(tmp_path):
         return tmp_path / "images"
 
     return make
+
+
+@pytest.fixture(scope="module")
+def compose() -> Iterator[Callable[..., tuple[dict[str, Any], dict[str, str]]]]:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+
+        def composed(**overrides: object) -> tuple[dict[str, Any], dict[str, str]]:
+            words = [f"{key}={value}" for key, value in overrides.items()]
+            cfg = hydra.compose("config", overrides=words, return_hydra_config=True)
+            return job_config(cfg), dict(cfg.hydra.runtime.choices)
+
+        yield composed
+
+
+@pytest.fixture(scope="module")
+def node(compose: Any) -> Callable[..., dict[str, Any]]:
+    """The node of a data set with some options changed; a set is composed once."""
+    of = functools.cache(lambda name: compose(data=name)[0]["data"])
+    return lambda name, **changes: {**copy.deepcopy(of(name)), **changes}
