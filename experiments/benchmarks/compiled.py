@@ -57,7 +57,7 @@ def methods(dim: int) -> dict[str, Callable[[], FusionMethod]]:
         "cca": partial(CCA, inputs=INPUTS, dim=256),
         "gate": partial(Gate, inputs=INPUTS, dim=512, epochs=1),
         "attention": partial(Attention, inputs=INPUTS, dim=512, epochs=1),
-        "comm": partial(Comm, inputs=INPUTS, dim=512, epochs=1),
+        "comm": partial(Comm, inputs=INPUTS, dim=768, epochs=1),
     }
 
 
