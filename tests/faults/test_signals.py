@@ -29,7 +29,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     def run(*arguments: str, **options: object) -> subprocess.Popen[str]:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
         command = [sys.executable, "-u", "-m", "krossfuse", *arguments]
-        started.append(subprocess.Popen(command, **{**pipes, **options}))  # type: ignore[call-overload]
+        started.append(subprocess.Popen(command, **{"preexec_fn": hearing, **pipes, **options}))  # type: ignore[call-overload]
         return started[-1]
 
     yield run
@@ -37,6 +37,11 @@ def start(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def hearing() -> None:
+    """Hear Ctrl-C, which a shell lets the processes ignore that it starts in the background, these tests among them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(process: subprocess.Popen[str], words: str) -> None:
