@@ -33,7 +33,6 @@ def listening() -> Iterator[None]:
 
     Handlers that somebody else has set stay: a launcher's worker has its own.
     """
-    _told.clear()
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         ours = (
