@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from krossfuse.core.errors import ConfigError, check_positive
@@ -38,7 +40,7 @@ class _Problem:
         self.least = target.rounding()[1].to(start.dtype)[:, None, None]
         self.null = (target.prior * (1 - target.prior))[:, None]
         self.curvature = self.null.expand(*strength.shape, -1)
-        bounds = bound[:, None].expand(strength.shape).flatten()
+        bounds = np.repeat(bound.cpu().numpy(), strength.shape[1])
         self.search = Lbfgs(start.flatten(0, 1).flatten(1), self._precondition, bounds, _GAIN * tol, max_iter)
 
     def _precondition(self, v: Tensor) -> Tensor:
@@ -63,14 +65,19 @@ class _Problem:
 
     def intercept_bound(self) -> Tensor:
         """Return the (batch, n_C) gradient to which intercepts are fitted: well below the rest of it."""
-        known = torch.where(torch.isfinite(self.search.norm), 0.1 * self.search.norm, 0)
-        return torch.maximum(0.5 * self.search.bound, known).view(self.strength.shape)
+        known = np.where(np.isfinite(self.search.norm), 0.1 * self.search.norm, 0)
+        wanted = np.maximum(0.5 * self.search.bound, known)
+        return torch.from_numpy(wanted).to(self.strength.device).view(self.strength.shape)
+
+    def going(self) -> list[bool]:
+        """Return of each value of C whether a problem of the batch is still being searched there."""
+        return [bool(of.any()) for of in self.search.active.reshape(tuple(self.strength.shape)).T]
 
     def drop(self, keep: list[int]) -> None:
         """Keep only the values of C at these positions."""
         batch, count = self.strength.shape
         index = torch.tensor(keep, device=self.strength.device)
-        self.search.select((torch.arange(batch, device=index.device)[:, None] * count + index).flatten())
+        self.search.select([problem * count + k for problem in range(batch) for k in keep])
         self.strength, self.curvature = self.strength[:, index], self.curvature[:, index]
         self.columns = [self.columns[k] for k in keep]
 
@@ -80,24 +87,25 @@ class _Solution:
     """What a target's solutions are gathered in, by the position of C."""
 
     w: list[Tensor | None]
-    f: Tensor
-    norm: Tensor
-    iterations: Tensor
-    converged: Tensor
+    f: NDArray[np.float64]
+    norm: NDArray[np.float64]
+    iterations: NDArray[np.int64]
+    converged: NDArray[np.bool_]
 
     @staticmethod
-    def empty(batch: int, count: int, device: torch.device) -> _Solution:
-        values = torch.zeros(batch, count, dtype=torch.float64, device=device)
-        return _Solution([None] * count, values, values.clone(), values.long(), values.bool())
+    def empty(batch: int, count: int) -> _Solution:
+        shape = (batch, count)
+        f, iterations, converged = np.zeros(shape), np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+        return _Solution([None] * count, f, f.copy(), iterations, converged)
 
     def take(self, problem: _Problem, position: int) -> None:
-        shape = problem.strength.shape
+        shape = tuple(problem.strength.shape)
         column, search = problem.columns[position], problem.search
         self.w[column] = search.w.view(*shape, *problem.shape)[:, position].clone()
-        self.f[:, column] = search.f.view(shape)[:, position]
-        self.norm[:, column] = search.norm.view(shape)[:, position]
-        self.iterations[:, column] = search.iterations.view(shape)[:, position]
-        self.converged[:, column] = search.converged.view(shape)[:, position]
+        self.f[:, column] = search.f.reshape(shape)[:, position]
+        self.norm[:, column] = search.norm.reshape(shape)[:, position]
+        self.iterations[:, column] = search.iterations.reshape(shape)[:, position]
+        self.converged[:, column] = search.converged.reshape(shape)[:, position]
 
 
 def solve_grid(
@@ -120,7 +128,7 @@ def solve_grid(
     count = len(grids[0])
     logs = [torch.tensor([math.log(c) for c in grid], dtype=torch.float64, device=rows.device) for grid in grids]
     strengths = [1 / (log.exp() * target.total[:, None]) for log, target in zip(logs, targets, strict=True)]
-    solutions = [_Solution.empty(rows.batch, count, rows.device) for _ in targets]
+    solutions = [_Solution.empty(rows.batch, count) for _ in targets]
     # The null model, from which C makes no difference, gives the scale of the tolerance and starts whatever is cold.
     null = [target.start()[:, None] for target in targets]
     at_null = evaluate(rows, targets, null, [s[:, :1] for s in strengths])
@@ -149,7 +157,7 @@ def solve_grid(
         live = dict(enumerate(problems))
         while live:
             for i, problem in list(live.items()):
-                active = problem.search.active.view(problem.strength.shape).any(0).tolist()
+                active = problem.going()
                 for k, going in enumerate(active):
                     if not going:
                         solutions[i].take(problem, k)
@@ -202,14 +210,17 @@ def _finish(
         intercepts = torch.cat([-intercepts / 2, intercepts / 2], 2)
     elif target.kind == "softmax":  # equal changes of all change no probability: they sum to zero, as W's rows do
         intercepts = intercepts - intercepts.mean(2, keepdim=True)
-    converged = solution.converged & (solution.norm <= tol * scale[:, None])
+    f, norm, iterations, converged = (
+        torch.from_numpy(of).to(w.device) for of in (solution.f, solution.norm, solution.iterations, solution.converged)
+    )
+    converged = converged & (norm <= tol * scale[:, None])
     return LogisticFit(
         weights.contiguous(),
         intercepts,
-        solution.f / strength,
-        solution.norm / scale[:, None].clamp_min(1e-300),
-        solution.iterations,
+        f / strength,
+        norm / scale[:, None].clamp_min(1e-300),
+        iterations,
         converged,
-        ~converged & (solution.iterations < max_iter),
+        ~converged & (iterations < max_iter),
         passes,
     )

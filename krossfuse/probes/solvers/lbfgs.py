@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _HISTORY = 20
@@ -27,86 +29,89 @@ class Lbfgs:
         self,
         start: Tensor,
         precondition: Callable[[Tensor], Tensor],
-        bound: Tensor,
+        bound: NDArray[np.float64],
         least_gain: float,
         max_iter: int,
     ) -> None:
         self.trial = self.w = start
         self.precondition, self.bound, self.least_gain, self.max_iter = precondition, bound, least_gain, max_iter
         self.g = self.direction = torch.zeros_like(start)
-        self.f = torch.full_like(bound, math.inf)
-        self.norm = self.gain = torch.full_like(bound, math.inf)
-        self.converged = torch.zeros_like(bound, dtype=torch.bool)
-        self.step = self.slope = torch.zeros_like(bound)
-        self.scale = torch.ones_like(bound)
-        self.iterations = torch.zeros_like(bound, dtype=torch.int64)
-        self.active = torch.ones_like(bound, dtype=torch.bool)
-        self.lowest = self.least_norm = torch.full_like(bound, math.inf)
-        self.stale = torch.zeros_like(bound, dtype=torch.int64)
-        self.history: list[tuple[Tensor, Tensor, Tensor]] = []
+        # What is one number a problem lies in this machine's memory: few numbers are no work for tensors.
+        self.f = self.norm = self.gain = self.lowest = self.least_norm = np.full_like(bound, np.inf)
+        self.step = self.slope = np.zeros_like(bound)
+        self.scale = np.ones_like(bound)
+        self.converged, self.active = np.zeros(len(bound), bool), np.ones(len(bound), bool)
+        self.iterations = self.stale = np.zeros(len(bound), np.int64)
+        self.history: list[tuple[Tensor, Tensor, NDArray[np.float64]]] = []
 
+    @np.errstate(all="ignore")
     def update(self, f: Tensor, g: Tensor, norm: Tensor) -> None:
         """Take objective and norm (P,) float64 and gradient (P, D) at ``trial`` and choose the next one."""
-        first = torch.isinf(self.f)
-        slope = _dot(g, self.direction)
+        new_f, new_norm, slope = torch.stack((f, norm, _dot(g, self.direction))).cpu().numpy()
+        first = np.isinf(self.f)
         # Armijo's rule; where differences of f drown in rounding, a slope that fell while f hardly rose.
-        enough = f <= self.f + 1e-4 * self.step * self.slope
-        flat = (f <= self.f + 1e-6 * self.f.abs()) & (slope.abs() <= 0.9 * self.slope.abs())
-        accept = self.active & torch.isfinite(f) & (first | enough | flat)
-        every = bool(accept.all())  # as with a single problem: then nothing is to be chosen between old and new
-        if bool((accept & ~first).any()):
-            self._remember(accept & ~first, g)
-        self.iterations = self.iterations + (accept & ~first)
+        enough = new_f <= self.f + 1e-4 * self.step * self.slope
+        flat = (new_f <= self.f + 1e-6 * np.abs(self.f)) & (np.abs(slope) <= 0.9 * np.abs(self.slope))
+        accept = self.active & np.isfinite(new_f) & (first | enough | flat)
+        moved = accept & ~first
+        if moved.any():
+            self._remember(moved, g)
+        self.iterations = self.iterations + moved
         # A rejected step goes to the bottom of the parabola through both values and the slope.
-        bend = 2 * (f - self.f - self.step * self.slope)
-        shorter = self.step * (-self.slope * self.step / bend).nan_to_num(0.1).clamp(0.1, 0.5)
-        self.w = self.trial if every else torch.where(accept[:, None], self.trial, self.w)
-        self.g = g if every else torch.where(accept[:, None], g, self.g)
-        self.f = torch.where(accept, f, self.f)
-        self.norm = torch.where(accept, norm, self.norm)
-        if bool(accept.any()):
-            direction = -self._inverse_hessian(self.g)
-            self.direction = direction if every else torch.where(accept[:, None], direction, self.direction)
-            self.slope = torch.where(accept, _dot(self.g, self.direction), self.slope)
+        bend = 2 * (new_f - self.f - self.step * self.slope)
+        shorter = self.step * np.nan_to_num(-self.slope * self.step / bend, nan=0.1).clip(0.1, 0.5)
+        self.w, self.g = self._where(accept, self.trial, self.w), self._where(accept, g, self.g)
+        self.f, self.norm = np.where(accept, new_f, self.f), np.where(accept, new_norm, self.norm)
+        if accept.any():
+            self.direction = self._where(accept, -self._inverse_hessian(self.g), self.direction)
+            self.slope = np.where(accept, _dot(self.g, self.direction).cpu().numpy(), self.slope)
         # A step along the direction is expected to gain half the slope.
-        self.gain = torch.where(accept, -self.slope / (2 * self.f.abs().clamp_min(1e-300)), self.gain)
+        self.gain = np.where(accept, -self.slope / (2 * np.abs(self.f).clip(1e-300)), self.gain)
         # Where accepted steps gain nothing for long, all that is left is rounding.
-        better = (self.f < self.lowest - _NOTHING * self.lowest.abs()) | (self.norm < self.least_norm)
-        self.stale = torch.where(accept, torch.where(better, 0, self.stale + 1), self.stale)
-        self.lowest, self.least_norm = torch.minimum(self.lowest, self.f), torch.minimum(self.least_norm, self.norm)
+        better = (self.f < self.lowest - _NOTHING * np.abs(self.lowest)) | (self.norm < self.least_norm)
+        self.stale = np.where(accept, np.where(better, 0, self.stale + 1), self.stale)
+        self.lowest, self.least_norm = np.fmin(self.lowest, self.f), np.fmin(self.least_norm, self.norm)
         self.converged = (self.norm <= self.bound) & (self.gain <= self.least_gain)
-        self.active = self.active & ~self.converged & (self.iterations < self.max_iter) & (accept | (shorter > 1e-4))
-        self.active = self.active & (self.stale < _PATIENCE)
-        self.step = torch.where(accept, 1.0, shorter) * self.active
-        self.trial = self.w + self.step[:, None].to(self.w.dtype) * self.direction
+        going = ~self.converged & (self.iterations < self.max_iter) & (accept | (shorter > 1e-4))
+        self.active = self.active & going & (self.stale < _PATIENCE)
+        self.step = np.where(accept, 1.0, shorter) * self.active
+        self.trial = self.w + self._column(self.step) * self.direction
 
-    def _remember(self, moved: Tensor, g: Tensor) -> None:
+    def _column(self, values: NDArray[np.float64]) -> Tensor | float:
+        """Return a number a problem as what multiplies its vector."""
+        if len(values) == 1:
+            return float(values[0])
+        return torch.from_numpy(values).to(self.trial)[:, None]
+
+    def _where(self, chosen: NDArray[np.bool_], new: Tensor, old: Tensor) -> Tensor:
+        if chosen.all():  # as mostly with a single problem
+            return new
+        return torch.where(torch.from_numpy(chosen).to(new.device)[:, None], new, old)
+
+    def _remember(self, moved: NDArray[np.bool_], g: Tensor) -> None:
         s, y = self.trial - self.w, g - self.g
-        if not bool(moved.all()):
-            s, y = torch.where(moved[:, None], s, 0), torch.where(moved[:, None], y, 0)
-        sy = _dot(s, y)
+        s, y = self._where(moved, s, torch.zeros_like(s)), self._where(moved, y, torch.zeros_like(y))
+        sy, yhy = torch.stack((_dot(s, y), _dot(y, self.precondition(y)))).cpu().numpy()
         keep = sy > 0
-        yhy = _dot(y, self.precondition(y))
-        self.scale = torch.where(keep & (yhy > 0), sy / yhy, self.scale)
-        self.history = [*self.history[1 - _HISTORY :], (s, y, torch.where(keep, 1 / sy, 0))]
+        self.scale = np.where(keep & (yhy > 0), sy / yhy, self.scale)
+        self.history = [*self.history[1 - _HISTORY :], (s, y, np.where(keep, 1 / sy, 0))]
 
     def _inverse_hessian(self, q: Tensor) -> Tensor:
         q, alphas = q.clone(), []
         for s, y, rho in reversed(self.history):
-            alphas.append((rho * _dot(s, q)).to(q.dtype)[:, None])
-            q.addcmul_(alphas[-1], y, value=-1)
-        q = self.precondition(q) * self.scale[:, None].to(q.dtype)
+            alphas.append(_multiples(rho, s, q))
+            _add(q, alphas[-1], y, -1)
+        q = self.precondition(q) * self._column(self.scale)
         for (s, y, rho), alpha in zip(self.history, reversed(alphas), strict=True):
-            q.addcmul_(alpha - (rho * _dot(y, q)).to(q.dtype)[:, None], s)
+            _add(q, alpha - _multiples(rho, y, q), s, 1)
         return q
 
-    def select(self, keep: Tensor) -> None:
-        """Drop all problems but ``keep`` (indices)."""
+    def select(self, keep: list[int]) -> None:
+        """Drop all problems but ``keep``."""
+        index = torch.tensor(keep, device=self.w.device)
+        for name in ("w", "trial", "g", "direction"):
+            setattr(self, name, getattr(self, name)[index])
         for name in (
-            "w",
-            "trial",
-            "g",
-            "direction",
             "f",
             "norm",
             "gain",
@@ -122,7 +127,7 @@ class Lbfgs:
             "stale",
         ):
             setattr(self, name, getattr(self, name)[keep])
-        self.history = [(s[keep], y[keep], rho[keep]) for s, y, rho in self.history]
+        self.history = [(s[index], y[index], rho[keep]) for s, y, rho in self.history]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -130,3 +135,18 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     if len(a) == 1:
         return torch.dot(a[0], b[0]).double()[None]
     return (a[:, None] @ b[:, :, None])[:, 0, 0].double()
+
+
+def _multiples(rho: NDArray[np.float64], a: Tensor, b: Tensor) -> Any:
+    """Return rho times the inner products of the rows: a number of one problem, a column of several."""
+    if len(a) == 1:
+        return float(rho[0]) * float(torch.dot(a[0], b[0]))
+    return (torch.from_numpy(rho).to(a.device) * _dot(a, b)).to(a.dtype)[:, None]
+
+
+def _add(q: Tensor, multiples: Any, v: Tensor, sign: int) -> None:
+    """Add multiples of the rows of v to those of q."""
+    if isinstance(multiples, float):
+        q.add_(v, alpha=sign * multiples)
+    else:
+        q.addcmul_(multiples, v, value=sign)

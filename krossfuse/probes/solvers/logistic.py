@@ -14,6 +14,8 @@ from krossfuse.probes.solvers.rotated import fit_dual, fit_rotated
 from krossfuse.probes.solvers.rows import Rows
 from krossfuse.probes.solvers.targets import LogisticFit, Target, unbatched
 
+_FEW_VALUES, _FEW_AXES = 1 << 22, 768  # of rows that are rotated: a copy in float64, and an eigendecomposition
+
 
 @torch.no_grad()
 def fit_logistic(
@@ -57,7 +59,7 @@ def fit_logistic(
     targets = [targets] if isinstance(targets, Target) else list(targets)
     parts = [x] if isinstance(x, Tensor) else list(x)
     rows = Rows([part[None] for part in parts], device, block_rows, normalise)
-    if 2 * rows.n <= rows.d:
+    if 2 * rows.n <= rows.d or (rows.n * rows.d <= _FEW_VALUES and min(rows.n, rows.d) <= _FEW_AXES):
         inner = torch.cat([block for _, block in rows], 1)
         fits = fit_rotated(inner, [t.batched() for t in targets], C, tol, max_iter, fit_intercept, path)
     else:
