@@ -357,8 +357,8 @@ def _square(image: Image.Image, size: int, *, mean: float, std: float) -> Tensor
     """Scale the short side to ``size``, cut the centre square, and normalise to (3, size, size)."""
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1)
-    return ((pixels / 255 - mean) / std).contiguous()
+    pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32))
+    return pixels.div_(255).sub_(mean).div_(std).permute(2, 0, 1).contiguous()
 
 
 def _check_length(max_length: int) -> None:

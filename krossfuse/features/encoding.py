@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from krossfuse.core.blocks import blocks
 from krossfuse.core.lightning import pl
@@ -41,7 +42,8 @@ class Prepare:
         if self.modality == "text":
             texts = [items[block] for block in blocks(len(items), self.block)]
             return {role: [dict(module.prepare_text(of)) for of in texts] for role, module in self.modules.items()}
-        return {role: torch.stack([item[role] for item in items]) for role in self.modules}
+        # In a loader's worker into the memory that it shares, so that nothing is copied once more.
+        return {role: default_collate([item[role] for item in items]) for role in self.modules}
 
 
 class Streams:
@@ -75,13 +77,20 @@ class Streams:
         self, modality: Modality, modules: Mapping[str, EncoderModule], inputs: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         """Return by role the features (batch, dim) of the inputs that :class:`Prepare` made, of all ``modules``."""
+        return self.begin(modality, modules, inputs)()
+
+    def begin(
+        self, modality: Modality, modules: Mapping[str, EncoderModule], inputs: Mapping[str, Any]
+    ) -> Callable[[], dict[str, Tensor]]:
+        """Hand the inputs to the threads, if there are any, and return what waits for the features."""
         encode = {role: _encode(module, modality) for role, module in modules.items()}
         shards = {role: _shards(inputs[role], self._shard) for role in encode}
         if self._pool is None:
-            return {role: torch.cat([run(shard) for shard in shards[role]]) for role, run in encode.items()}
+            features = {role: torch.cat([run(shard) for shard in shards[role]]) for role, run in encode.items()}
+            return lambda: features
         mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         jobs = {role: [self._pool.submit(_in_thread, encode[role], s, mixed) for s in shards[role]] for role in encode}
-        return {role: torch.cat([job.result() for job in jobs[role]]) for role in encode}
+        return lambda: {role: torch.cat([job.result() for job in jobs[role]]) for role in encode}
 
 
 class ExtractionModule(pl.LightningModule):
@@ -129,15 +138,17 @@ class ExtractionModule(pl.LightningModule):
         self._streams.stop()
         torch.set_num_threads(self._threads)
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Encode one batch.
+    def predict_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Callable[[], dict[str, Tensor]]]:
+        """Begin to encode one batch.
 
         Returns:
-            By role, (batch, dim) float.
+            Under ``features``, what waits for them: by role, (batch, dim) float.
         """
         modality = self._modalities[dataloader_idx]
         modules = {role: self._modules_of[modality][role] for role in self._roles[dataloader_idx]}
-        return self._streams(modality, modules, batch[1])
+        return {"features": self._streams.begin(modality, modules, batch[1])}
 
 
 def _encode(module: EncoderModule, modality: Modality) -> Callable[[Any], Tensor]:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -314,7 +314,7 @@ class _StoreWriter(pl.Callback):
         self.silence = ExitStack()
         self.works = works
         self.process = os.getpid()
-        self.pending: tuple[int, Sequence[int], dict[str, Tensor], Callable[[], None]] | None = None
+        self.pending: tuple[int, Sequence[int], Callable[[], dict[str, Tensor]]] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Ask the kernel (again: PyTorch asks for another signal while it starts a process), and be quiet there too."""
@@ -331,39 +331,36 @@ class _StoreWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Store the features of a batch; those of an accelerator while it computes the next one."""
+        """Store the features of the batch before, while those of this one are computed."""
         check_told()
-        if all(features.device.type == "cpu" for features in outputs.values()):
-            self._write(dataloader_idx, batch[0], outputs)
-            return
-        arriving, arrived = arrival(outputs)
+        wait = outputs["features"]
+        if pl_module.device.type != "cpu":
+            wait = arrival(wait())
         self._flush()
-        self.pending = dataloader_idx, batch[0], arriving, arrived
+        self.pending = dataloader_idx, batch[0], wait
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Store what is still on its way."""
         self._flush()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Store what was encoded before it; what failed itself is left to the next run."""
+        with suppress(Exception):
+            self._flush()
+
     def _flush(self) -> None:
         if self.pending is not None:
-            loader, rows, arriving, arrived = self.pending
+            loader, rows, wait = self.pending
             self.pending = None
-            arrived()
-            self._write(loader, rows, arriving)
-
-    def _write(self, loader: int, rows: Sequence[int], outputs: Mapping[str, Tensor]) -> None:
-        for role, features in outputs.items():
-            self.works[loader].writers[role].write(rows, features)
+            for role, features in wait().items():
+                self.works[loader].writers[role].write(rows, features)
 
 
-def arrival(outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-    """Begin to copy features from a GPU to this machine's memory.
-
-    Returns:
-        Where they arrive, and what waits until they have.
-    """
+def arrival(outputs: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Begin to copy features from a GPU to this machine's memory, and return what waits until they are there."""
     if not all(features.is_cuda for features in outputs.values()):
-        return {role: features.cpu() for role, features in outputs.items()}, lambda: None
+        here = {role: features.cpu() for role, features in outputs.items()}
+        return lambda: here
     arriving = {
         role: torch.empty(features.shape, dtype=features.dtype, pin_memory=True) for role, features in outputs.items()
     }
@@ -371,7 +368,12 @@ def arrival(outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[
         arriving[role].copy_(features, non_blocking=True)
     event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
-    return arriving, event.synchronize
+
+    def arrived() -> dict[str, Tensor]:
+        event.synchronize()
+        return arriving
+
+    return arrived
 
 
 class _Progress(pl.callbacks.TQDMProgressBar):
