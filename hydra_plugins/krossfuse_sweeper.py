@@ -10,9 +10,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from krossfuse.app.machine import MachineLaunch
 from krossfuse.app.pairs import compose_pair, encoder_files, is_composed
 from krossfuse.app.paths import user_config_dirs
 from krossfuse.app.search_sweep import SearchSweep
@@ -25,6 +27,10 @@ class GridSweeper(GridSweep, BasicSweeper):
 
 class SearchSweeper(SearchSweep, BasicSweeper):
     """See :class:`krossfuse.app.search_sweep.SearchSweep`."""
+
+
+class MachineLauncher(MachineLaunch, Launcher):
+    """See :class:`krossfuse.app.machine.MachineLaunch`."""
 
 
 class UserConfigPlugin(SearchPathPlugin):

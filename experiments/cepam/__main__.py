@@ -9,13 +9,13 @@ that ``torchvision.datasets.MNIST`` reads. Runs are shared out over ``--jobs`` p
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.common import write_json
 from experiments.cepam.table import claims, table
 from krossfuse.core.files import write_whole
+from krossfuse.core.processes import cores
 from krossfuse.data.pixels import MNISTPixels
 from krossfuse.federated.mnist import MODELS, ROUNDS, VARIANTS, Study, line_about, play_all
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, default=cores())
     args = parser.parse_args(argv)
     records = study(args)
     text = "\n\n".join(table(records, model) for model in args.models)

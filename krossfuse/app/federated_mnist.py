@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from krossfuse.app.build import make
 from krossfuse.app.kind import Kind, Plain, Session
 from krossfuse.app.record import make_records
 from krossfuse.core.errors import ConfigError, check_choice, check_positive
+from krossfuse.core.processes import cores
 from krossfuse.data.pixels import TEST_RECORDS, MNISTPixels
 from krossfuse.federated.mnist import (
     CLIENTS,
@@ -100,7 +100,7 @@ class FederatedMNIST(Kind):
             raise ConfigError(f"played={played!r} must be a folder")
         self.models, self.variants = list(dict.fromkeys(models)), list(dict.fromkeys(variants or VARIANTS))
         self.seeds, self.rounds, self.played = seeds, rounds, Path(played)
-        self.processes = processes or os.cpu_count() or 1
+        self.processes = processes or cores()
 
     def build(self, cfg: Plain, choices: Mapping[str, str]) -> Job:
         """Return the study; see :meth:`Kind.build`."""

@@ -1,4 +1,4 @@
-"""Helper processes that end with the process that started them, however that ends."""
+"""Helper processes: how many fit the machine, and that they end with the process that started them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _watched: set[int] = set()
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

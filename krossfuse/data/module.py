@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from krossfuse.core.errors import ConfigError, check_choice, did_you_mean
 from krossfuse.core.labels import DatasetInfo
 from krossfuse.core.lightning import pl
 from krossfuse.core.parts import Part
-from krossfuse.core.processes import end_with_parent
+from krossfuse.core.processes import cores, end_with_parent
 from krossfuse.data.common import check_expected, check_info, digest
 from krossfuse.data.duplicates import CHOICES, check_duplicates
 
@@ -86,7 +85,7 @@ class BaseDataModule(pl.LightningDataModule, ABC):
             raise ConfigError(f"num_workers={num_workers!r} must be null or a whole number, 0 or more")
         self.batch_size = batch_size
         self.duplicates = check_choice("data.duplicates", duplicates, CHOICES)
-        self.num_workers = min(8, max(1, _cores() - 1)) if num_workers is None else num_workers
+        self.num_workers = min(8, max(1, cores() - 1)) if num_workers is None else num_workers
         self._loaded: tuple[DatasetInfo, dict[Part, Sequence[Item]]] | None = None
 
     @abstractmethod
@@ -221,7 +220,3 @@ def _as_it_is(batch: Any) -> Any:
 
 def _begin_worker(worker: int) -> None:
     end_with_parent()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,9 @@ import sweeps
 
 from krossfuse.app.launchers import check_launcher, why_missing
 from krossfuse.app.launching import quoted
+from krossfuse.app.machine import MachineLaunch
 from krossfuse.core.errors import ConfigError
+from krossfuse.core.processes import cores
 
 PLUGINS = {"joblib": "hydra_joblib_launcher", "submitit_local": "hydra_submitit_launcher", "ray": "hydra_ray_launcher"}
 
@@ -39,15 +41,23 @@ def installed(launcher: str) -> bool:
     return importlib.util.find_spec(f"hydra_plugins.{PLUGINS[launcher]}") is not None
 
 
-def launcher(name: str, *options: str) -> pytest.param:  # type: ignore[valid-type]
+def launcher(name: str, *options: str, slow: bool = False) -> pytest.param:  # type: ignore[valid-type]
     reason = f"the extra of hydra/launcher={name} is not installed (make test-launchers)"
-    return pytest.param(
-        [f"hydra/launcher={name}", *options], id=name, marks=pytest.mark.skipif(not installed(name), reason=reason)
-    )
+    marks = [pytest.mark.skipif(not installed(name), reason=reason), *([pytest.mark.slow] if slow else [])]
+    return pytest.param([f"hydra/launcher={name}", *options], id=name, marks=marks)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [launcher("joblib", "hydra.launcher.n_jobs=2"), launcher("submitit_local")])
+MACHINE = ["hydra/launcher=machine", "hydra.launcher.n_jobs=2"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(MACHINE, id="machine"),
+        launcher("joblib", "hydra.launcher.n_jobs=2", slow=True),
+        launcher("submitit_local", slow=True),
+    ],
+)
 def test_a_killed_worker_loses_its_point_alone(options: list[str], tmp_path: Path) -> None:
     sweeps.made(tmp_path)
     (tmp_path / "mine.py").write_text(DEADLY)
@@ -61,7 +71,7 @@ def test_a_killed_worker_loses_its_point_alone(options: list[str], tmp_path: Pat
     said = sweeps.finish(tmp_path, *grid, *options, "hydra.sweep.dir=s", status=2)
     lost = {outcome["folder"] for outcome in sweeps.outcomes(tmp_path / "s")}
     assert "1" in lost, said
-    assert len(lost) <= 2, "joblib ends the other worker too"
+    assert len(lost) <= 2, "joblib and this package's own end the other worker too"
     assert "its process ended in the middle" in said
     assert "seed=1" in said
     before = sweeps.finished(tmp_path / "s")
@@ -99,12 +109,48 @@ def test_several_tasks_in_this_process_compute_the_same(tmp_path: Path) -> None:
     assert sweeps.values(tmp_path / "s") == sweeps.values(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("preset", "name"), [("machine", "joblib"), ("slurm_cpu", "submitit_slurm"),
+def test_processes_of_this_machine_compute_the_same(tmp_path: Path) -> None:
+    """Also what only the command line knows: modules beside it, and where it stands."""
+    sweeps.made(tmp_path)
+    (tmp_path / "mine.py").write_text("from krossfuse import Concatenation\n\n\nclass Mine(Concatenation):\n    pass\n")
+    grid = ["fusion=concatenation", "fusion.missing=zeros", "fusion._target_=mine.Mine", "seed=range(3)"]
+    said = sweeps.finish(tmp_path, *grid, *MACHINE, "hydra.sweep.dir=s", "hydra.sweeper.max_batch_size=2")
+    assert "2 points in 2 tasks of up to 1 by MachineLauncher" in said
+    assert "1 point in 1 task of up to 1 by MachineLauncher" in said
+    assert not (tmp_path / "s/.tasks").exists()
+    assert (tmp_path / "s/0/krossfuse.log").read_text()
+    sweeps.finish(tmp_path, *grid, "hydra.sweep.dir=whole")
+    assert sweeps.values(tmp_path / "s") == sweeps.values(tmp_path / "whole")
+
+
+def test_processes_of_this_machine_take_no_file_of_the_users_for_a_library(tmp_path: Path) -> None:
+    """As little as the command does that starts them."""
+    sweeps.made(tmp_path)
+    (tmp_path / "random.py").write_text("raise RuntimeError('not mine to import')\n")
+    command = [str(Path(sys.executable).parent / "krossfuse"), *sweeps.command("seed=0,1", *MACHINE)[3:]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 points done" in done.stdout
+
+
+def test_this_machines_launcher_wants_a_sweeper_of_ours(tmp_path: Path) -> None:
+    sweeps.made(tmp_path)
+    said = sweeps.finish(tmp_path, "seed=0,1", *MACHINE, "hydra/sweeper=basic", "hydra.sweep.dir=s", status=2)
+    assert "runs the tasks of krossfuse's own sweepers" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("n_jobs", "processes"), [(-1, cores()), (3, 3), (-1000, 1)])
+def test_as_many_processes_as_are_asked_for(n_jobs: int, processes: int) -> None:
+    assert MachineLaunch(n_jobs).n_jobs == processes
+
+
+@pytest.mark.parametrize(("preset", "name"), [("machine", None), ("slurm_cpu", "submitit_slurm"),
                                               ("slurm_gpu", "submitit_slurm"), ("ray_cluster", "ray")])  # fmt: skip
-def test_a_preset_composes_or_names_its_extra(preset: str, name: str, tmp_path: Path) -> None:
+def test_a_preset_composes_or_names_its_extra(preset: str, name: str | None, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "krossfuse", f"hydra/launcher={preset}", "--cfg", "hydra", "-p", "hydra.launcher"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    if installed("submitit_local" if name.startswith("submitit") else name):
+    if name is None or installed("submitit_local" if name.startswith("submitit") else name):
         assert done.returncode == 0, done.stderr
         assert "_target_" in done.stdout
     else:

@@ -195,10 +195,16 @@ def killed_halfway(folder: Path, points: int, *arguments: str) -> None:
     process.communicate()
 
 
+MACHINE = ["hydra/launcher=machine", "hydra.launcher.n_jobs=2"]
+
+
 @pytest.mark.parametrize("n", [12, pytest.param(200, marks=pytest.mark.slow)])
-def test_killed_twice_and_started_again_each_point_is_computed_once(n: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "at_once"), [([], 1), (MACHINE, 2)], ids=["here", "machine"])
+def test_killed_twice_and_started_again_each_point_is_computed_once(
+    n: int, options: list[str], at_once: int, tmp_path: Path
+) -> None:
     sweeps.made(tmp_path)
-    grid = ["fusion.dim=24,32", f"seed=range({n // 2})"]
+    grid = ["fusion.dim=24,32", f"seed=range({n // 2})", *options]
     killed_halfway(tmp_path, n // 3, *grid, "hydra.sweep.dir=s")
     first = sweeps.finished(tmp_path / "s")
     killed_halfway(tmp_path, 2 * n // 3, *grid, "hydra.sweep.dir=s")
@@ -208,17 +214,21 @@ def test_killed_twice_and_started_again_each_point_is_computed_once(n: int, tmp_
     assert f"{len(second)} done" in said
     assert first.items() <= second.items() <= after.items(), "a finished point was computed again"
     assert len(after) == n
-    assert sum(sweeps.times_computed(tmp_path / "s").values()) <= n + 2, "no more than the two that were killed"
+    assert sum(sweeps.times_computed(tmp_path / "s").values()) <= n + 2 * at_once, "no more than were killed"
     sweeps.finish(tmp_path, *grid, "hydra.sweep.dir=whole")
     assert sweeps.values(tmp_path / "s") == sweeps.values(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("options", [[], MACHINE], ids=["here", "machine"])
 @pytest.mark.parametrize(
     ("sent", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
 )
-def test_a_sweep_that_is_stopped_reports_what_there_is(sent: signal.Signals, status: int, tmp_path: Path) -> None:
+def test_a_sweep_that_is_stopped_reports_what_there_is(
+    sent: signal.Signals, status: int, options: list[str], tmp_path: Path
+) -> None:
     sweeps.made(tmp_path)
-    process = sweeps.start(tmp_path, "fusion.dim=24,32", "seed=range(100)", "hydra.sweep.dir=s")
+    grid = ["fusion.dim=24,32", "seed=range(100)", *options]
+    process = sweeps.start(tmp_path, *grid, "hydra.sweep.dir=s")
     while len(sweeps.finished(tmp_path / "s")) < 2:
         assert process.poll() is None
         time.sleep(0.05)

@@ -1,0 +1,198 @@
+"""Tasks of a sweep in several processes of this machine, which import while the sweep is still being planned."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from krossfuse.app.journal import TASK
+from krossfuse.core.errors import ConfigError
+from krossfuse.core.processes import cores, end_with_parent
+from krossfuse.core.stopping import listening
+
+IMPORTED = ("krossfuse.app.fuse_and_probe", "krossfuse.app.job", "krossfuse.app.task")
+"""What nearly every job imports."""
+
+BY_LOGGER = {"krossfuse.results.WandbTracker": ("wandb", "wandb.sdk.launch.inputs.internal")}
+"""What a tracker imports when a run begins."""
+
+FOR_THE_REPORT = ("krossfuse.report.page", "matplotlib.figure", "matplotlib.backends.backend_agg")
+"""What this process needs when the tasks have ended, and can import while they run."""
+
+AT_ITS_START = {
+    "OMP_NUM_THREADS": "1",  # no pool of threads is made as it imports; how many there are is said later
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONSAFEPATH": "1",  # a file where the user stands that is named like a library is none
+}
+"""Variables of the process that all others are forked from."""
+
+
+class MachineLaunch:
+    """Launch tasks in processes of this machine; what ``hydra_plugins.krossfuse_sweeper`` makes Hydra's launcher of.
+
+    The processes are forked from one that has imported what jobs need (:mod:`multiprocessing.forkserver`; where the
+    system cannot fork, each imports for itself). It starts when the sweep does, and imports while the sweep is planned.
+    Each has its share of the cores: ``cores / n_jobs`` threads, unless ``OMP_NUM_THREADS`` says how many.
+
+    Args:
+        n_jobs: processes; -1: one a core.
+    """
+
+    config: DictConfig | None = None
+    hydra_context: HydraContext | None = None
+    imported: Sequence[str] = IMPORTED
+
+    def __init__(self, n_jobs: int = -1) -> None:
+        self.n_jobs = n_jobs if n_jobs > 0 else max(1, cores() + 1 + n_jobs)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Let the process that all others are forked from begin to import."""
+        self.config, self.hydra_context = config, hydra_context
+        self.imported = [*IMPORTED, *BY_LOGGER.get(str(config.get("logger", {}).get("_target_")), ())]
+        if not config.hydra.sweeper.get("dry_run"):
+            _context(self.imported)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Run tasks, and return how each ended, in their order.
+
+        Raises:
+            ConfigError: the sweeper is not one of ours.
+        """
+        assert self.config is not None
+        tasks = [_own_values(overrides) for overrides in job_overrides]
+        workers = min(self.n_jobs, len(tasks))
+        threads = None if "OMP_NUM_THREADS" in os.environ else max(1, cores() // workers)
+        sweep = pickle.dumps((self.hydra_context, self.config))
+        setting = (sweep, threads, list(_unsaid()))
+        pool = ProcessPoolExecutor(workers, mp_context=_context(self.imported), initializer=_start, initargs=setting)
+        try:
+            futures = [pool.submit(_compute, values, initial_job_idx + at) for at, values in enumerate(tasks)]
+            # In a thread, where no signal breaks an import off.
+            threading.Thread(target=_import, args=([*FOR_THE_REPORT, *self.imported],), daemon=True).start()
+            return [_returned(future) for future in futures]
+        except BaseException:  # Ctrl-C, or a signal
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _context(imported: Sequence[str]) -> BaseContext:
+    """Return how processes are started; where they are forked, from one that runs then and begins to import."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver  # which not every system has
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(imported))
+    with _surroundings(_unsaid()):
+        forkserver.ensure_running()
+    return context
+
+
+def _unsaid() -> dict[str, str]:
+    """Return the variables of :data:`AT_ITS_START` of which the user's surroundings say nothing."""
+    return {name: value for name, value in AT_ITS_START.items() if name not in os.environ}
+
+
+@contextmanager
+def _surroundings(variables: Mapping[str, str]) -> Iterator[None]:
+    """Let a process that is started meanwhile have variables that this one has not."""
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
+
+
+def _own_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what tells a task from the others: its file and its folder."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    keys = (TASK, "hydra.sweep.dir", "hydra.sweep.subdir")
+    own = {o.key_or_group: o.value() for o in parsed if o.key_or_group in keys}
+    if set(own) != set(keys):
+        raise ConfigError("hydra/launcher=machine runs the tasks of krossfuse's own sweepers; this sweep has another")
+    return own
+
+
+def _import(modules: Sequence[str]) -> None:
+    for module in modules:
+        with suppress(ImportError):  # whoever needs it says what is wrong
+            importlib.import_module(module)
+
+
+def _returned(future: Future[None]) -> JobReturn:
+    returned = JobReturn()
+    error = future.exception()
+    returned.status = JobStatus.COMPLETED if error is None else JobStatus.FAILED
+    returned.return_value = error
+    return returned
+
+
+# What follows runs in the processes.
+
+
+def _start(sweep: bytes, threads: int | None, unsaid: Sequence[str]) -> None:
+    """Prepare a process: it ends with its parent, which alone hears Ctrl-C and says what becomes of the tasks."""
+    import torch
+
+    end_with_parent()
+    for name in unsaid:
+        os.environ.pop(name, None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    setup_globals()
+    _sweep[:] = pickle.loads(sweep)
+
+
+_sweep: list[Any] = []
+"""Of a process: Hydra's context, and the configuration of the sweep whose tasks it runs."""
+
+
+def _compute(own: dict[str, Any], number: int) -> None:
+    """Run a task.
+
+    Nothing is composed, since a task's points bring their configurations.
+    """
+    from krossfuse.app.command import hydra_main
+
+    context, master = _sweep
+    config = copy.deepcopy(master)
+    with read_write(config), open_dict(config):
+        for key, value in own.items():
+            OmegaConf.update(config, key, value)
+        config.hydra.job.num, config.hydra.job.id = number, str(number)
+        config.hydra.output_subdir = None  # the configuration is the sweep's
+    try:
+        with listening():
+            returned = run_job(
+                hydra_main.__wrapped__,
+                config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+                hydra_context=context,
+            )
+    except (SystemExit, KeyboardInterrupt):
+        logging.shutdown()
+        os._exit(1)  # a process of the pool would go on with the next task
+    returned.return_value  # noqa: B018  raises what the task has raised
