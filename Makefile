@@ -157,8 +157,8 @@ LAUNCHERS := .venv-launchers
 $(LAUNCHERS)/.ready: pyproject.toml requirements.lock requirements-ray.lock
 	$(call install,$(LAUNCHERS),requirements-ray.lock)
 
-test-launchers: $(LAUNCHERS)/.ready ## Sweeps under joblib, submitit and Ray, in .venv-launchers
-	$(LAUNCHERS)/bin/python -m pytest -n 0 tests/app/test_launchers.py $(ARGS)
+test-launchers: $(LAUNCHERS)/.ready ## Sweeps under joblib, submitit and Ray, shards by Ray Data, in .venv-launchers
+	$(LAUNCHERS)/bin/python -m pytest -n 0 tests/app/test_launchers.py tests/app/test_encode_job.py $(ARGS)
 
 wheel: $(READY) ## Build dist/krossfuse-*.whl, configuration included
 	$(BIN)/python -m build --wheel --no-isolation

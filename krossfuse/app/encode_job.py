@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
+from krossfuse.app.actors import by_actors, check_actors
 from krossfuse.app.fuse_and_probe import FEATURE_KEYS, FuseAndProbe, make_source
 from krossfuse.app.kind import Kind, Plain, Session
 from krossfuse.core.errors import ConfigError
@@ -24,18 +25,19 @@ class Encode(Kind):
     Args:
         shard: number of the shard, from 0, in the order of parts and rows; None = every shard that no other job is
             encoding at the moment, until all are there.
+        actors: let so many of Ray Data's actors encode (:mod:`krossfuse.app.actors`); None = this process.
 
     Raises:
-        ConfigError: it is no whole number.
+        ConfigError: one is no whole number, or Ray Data is not installed.
     """
 
     keys: ClassVar[Mapping[str | None, tuple[str, ...]]] = FuseAndProbe.keys
     data_keys = FEATURE_KEYS
 
-    def __init__(self, *, shard: int | None = None) -> None:
+    def __init__(self, *, shard: int | None = None, actors: int | None = None) -> None:
         if shard is not None and (isinstance(shard, bool) or not isinstance(shard, int) or shard < 0):
             raise ConfigError(f"shard={shard!r} must be null or a whole number, 0 or more")
-        self.shard = shard
+        self.shard, self.actors = shard, check_actors(actors)
 
     def build(self, cfg: Plain, choices: Mapping[str, str]) -> Extraction:
         """Return the extraction; see :meth:`Kind.build`."""
@@ -71,6 +73,13 @@ class Encode(Kind):
         every = built.unit_keys()
         return every if self.shard is None else [every[self.shard]]
 
+    def share(self, built: Extraction, work: Callable[..., int]) -> int:
+        """Work on the chosen shards, here or by actors; return how many needed it."""
+        if self.actors is None:
+            return work(None if self.shard is None else [self.shard])
+        shards = range(len(built.unit_keys())) if self.shard is None else [self.shard]
+        return by_actors(work, shards, self.actors, gpus=built.trainers.device.type == "cuda")
+
     def label(self, built: Extraction) -> str:
         """Return the dataset, the pair and the shard."""
         shard = "" if self.shard is None else f"-shard{self.shard}"
@@ -83,5 +92,5 @@ class Encode(Kind):
     def run(self, built: Extraction, session: Session) -> None:
         """Encode what the store lacks."""
         self.check_data(built)
-        count = built.encode(None if self.shard is None else [self.shard])
+        count = self.share(built, built.encode)
         log.info("%s: %d shards encoded by this job, the others were there", session.label, count)

@@ -51,6 +51,7 @@ class FuseShards(Kind):
         folder: of the fitted method and the manifest; one a fusion, shared by all its jobs.
         shard: number of the shard, from 0, as ``job=encode`` counts; None = every shard that no other job is fusing.
         dtype: of the fused features in the store, ``float32``, ``float16`` or ``bfloat16``.
+        actors: let so many of Ray Data's actors encode and fuse (:mod:`krossfuse.app.actors`); None = this process.
 
     Raises:
         ConfigError: a bad value, or no folder.
@@ -59,8 +60,10 @@ class FuseShards(Kind):
     keys: ClassVar[Mapping[str | None, tuple[str, ...]]] = FuseAndProbe.keys
     data_keys = FEATURE_KEYS
 
-    def __init__(self, *, folder: str | None, shard: int | None = None, dtype: str = "float32") -> None:
-        self.encode = Encode(shard=shard)
+    def __init__(
+        self, *, folder: str | None, shard: int | None = None, dtype: str = "float32", actors: int | None = None
+    ) -> None:
+        self.encode = Encode(shard=shard, actors=actors)
         if not folder:
             raise ConfigError(
                 "job.folder is not set: where the fitted fusion and the manifest go, as job.folder=PATH; all jobs of "
@@ -103,9 +106,12 @@ class FuseShards(Kind):
         self.check_data(built)
         source = built.source
         assert source.store is not None
-        module = self._fitted(built, session.trainers)
+        if self.encode.actors is not None and not (self.folder / FUSION).is_file():
+            self.encode.share(source, source.encode)  # so that what is fitted here is encoded there
+        # An actor gets no logger, which belongs to this process.
+        module = self._fitted(built, session.trainers if self.encode.actors is None else source.trainers)
         shards = FusedShards(source, module, sha256_of(self.folder / FUSION), source.store, dtype=self.dtype)
-        count = shards.fuse(None if self.shard is None else [self.shard])
+        count = self.encode.share(source, shards.fuse)
         log.info("%s: %d shards fused by this job, the others were there", session.label, count)
         if self.shard is None:
             write_manifest(self.folder / MANIFEST, shards)

@@ -133,18 +133,18 @@ class Extraction:
         options = {**self._options(), "trainers": self.trainers.having(devices=1)}
         return extract(OneUnit(self.data, unit), self.pair, self._store(), wait=False, loaded=loaded, **options)
 
-    def encode(self, shards: Sequence[int] | None = None) -> int:
+    def encode(self, shards: Sequence[int] | None = None, loaded: dict[int, EncoderModule] | None = None) -> int:
         """Encode units that the store lacks, beside any number of other jobs; return how many this one has encoded.
 
         Args:
             shards: their numbers, in the order of :meth:`unit_keys`; None = all.
+            loaded: see :meth:`of_unit`.
 
         Raises:
             ConfigError: there is no store, or no such unit.
         """
-        return encode_units(
-            self.data, self.pair, self._store(), shard_rows=self.shard_rows, chosen=shards, **self._options()
-        )
+        which: dict[str, Any] = {"shard_rows": self.shard_rows, "chosen": shards, "loaded": loaded}
+        return encode_units(self.data, self.pair, self._store(), **which, **self._options())
 
     def _store(self) -> FeatureStore:
         if self.store is None:

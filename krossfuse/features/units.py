@@ -170,6 +170,7 @@ def encode_units(
     *,
     shard_rows: int | None = None,
     chosen: Sequence[int] | None = None,
+    loaded: dict[int, EncoderModule] | None = None,
     **options: Any,
 ) -> int:
     """Encode the units that the store lacks, and leave to other jobs what they are encoding.
@@ -180,6 +181,7 @@ def encode_units(
         store: where features are kept.
         shard_rows: see :func:`units`.
         chosen: numbers of units; None = all, in an order of this process's own, so that several seldom meet.
+        loaded: by identity, encoders that are loaded already; those that are loaded now join them.
         **options: of :func:`krossfuse.features.extract.extract`; on several devices one process each encodes units.
 
     Returns:
@@ -193,8 +195,8 @@ def encode_units(
     devices = _devices(options["trainers"])
     if len(devices) > 1 and len(pending) > 1:
         return _on_each(devices, data, pair, store, shard_rows=shard_rows, chosen=chosen, **options)
-    loaded: dict[int, EncoderModule] = {}
-    return share(pending, lambda unit: _encode(data, unit, pair, store, wait=False, loaded=loaded, **options))
+    kept: dict[int, EncoderModule] = {} if loaded is None else loaded
+    return share(pending, lambda unit: _encode(data, unit, pair, store, wait=False, loaded=kept, **options))
 
 
 def chosen_units(every: Sequence[T], chosen: Sequence[int] | None) -> list[T]:

@@ -73,11 +73,12 @@ class FusedShards:
             found.append((unit, key))
         return found
 
-    def fuse(self, chosen: Sequence[int] | None = None) -> int:
+    def fuse(self, chosen: Sequence[int] | None = None, loaded: dict[int, Any] | None = None) -> int:
         """Fuse the units that the store lacks, and leave to other jobs what they are fusing.
 
         Args:
             chosen: numbers of units; None = all.
+            loaded: by identity, encoders that are loaded already; those that are loaded now join them.
 
         Returns:
             How many units this job has fused; when it returns, all chosen ones are in the store.
@@ -87,8 +88,8 @@ class FusedShards:
             DataError: a unit cannot be encoded or fused. Other units stay fused.
         """
         wanted = [(unit, key) for unit, key in chosen_units(self.unit_keys(), chosen) if key is not None]
-        loaded: dict[int, Any] = {}
-        return share(wanted, lambda of: self._fuse(*of, loaded))
+        kept: dict[int, Any] = {} if loaded is None else loaded
+        return share(wanted, lambda of: self._fuse(*of, kept))
 
     def _fuse(self, unit: Unit, key: FeatureKey, loaded: dict[int, Any]) -> int:
         if key in self.store:

@@ -228,7 +228,9 @@ def test_a_sweep_that_is_stopped_reports_what_there_is(
 ) -> None:
     sweeps.made(tmp_path)
     grid = ["fusion.dim=24,32", "seed=range(100)", *options]
-    process = sweeps.start(tmp_path, *grid, "hydra.sweep.dir=s")
+    # A shell lets what it starts in the background ignore Ctrl-C, and so this suite.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = sweeps.start(tmp_path, *grid, "hydra.sweep.dir=s", **heard)
     while len(sweeps.finished(tmp_path / "s")) < 2:
         assert process.poll() is None
         time.sleep(0.05)
