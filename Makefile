@@ -116,7 +116,7 @@ format: $(READY) ## Format and fix what ruff can fix
 pretrain: $(READY) ## Train the bundled cross-modal encoder again from scratch (2 cores, 20 minutes or less)
 	$(BIN)/python -m experiments.pretrain $(ARGS)
 
-bench-extraction: $(READY) ## Extraction against the best bare encoders; OUT=FILE for the JSON
+bench-extraction: $(READY) ## Extraction against the best bare loop; OUT=FILE for the JSON
 	$(BIN)/python -m experiments.benchmarks.extraction $(if $(OUT),--out $(OUT)) $(ARGS)
 
 bench-fusion: $(READY) ## Every sketch against the published formula; OUT=FILE for the JSON

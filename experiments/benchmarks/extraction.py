@@ -1,24 +1,29 @@
-"""Speed of extraction against the best bare encoders: ``python -m experiments.benchmarks.extraction --out FILE``.
+"""Speed of extraction against the best bare loop: ``python -m experiments.benchmarks.extraction --out FILE``.
 
-Both see the same images. Bare is ``encode_image`` of each encoder of the pair, one after the other, on batches that lie
-ready in memory; eval mode, ``torch.inference_mode()``; nothing else is in the time. How fast that is depends on how it
-is called, so the best way is looked for in the same run, over
+Both take the same pictures to the features of the same encoders. The bare loop is what one writes without this
+package: PyTorch's ``DataLoader`` renders and prepares the pictures, the encoders take them in eval mode under
+``torch.inference_mode()``, the features are kept in a list. How fast that is depends on how it is done, so the best
+way is looked for in the same run, over
 
-* the batch size;
+* the batch size of the encoders;
 * the layout of the images (as PyTorch makes them, or channels-last);
 * the allocator (glibc's usual thresholds, or the heap kept: :mod:`krossfuse.core.heap`);
-* the threads (all cores in each operation, or one stream of batches a core).
+* the threads (all cores in each operation, or one stream of batches a core);
+* the workers of the loader (from none to one a core).
 
-Each way is timed once on some of the images; the fastest few are timed again on all of them, in turns with extraction,
-several times. The best of these medians is ``best_bare_samples_per_second``.
+Each way is timed once with some of the images lying ready; the fastest few with each number of workers on all of
+them; the fastest of these again in turns with extraction, several times. Its median is
+``best_bare_samples_per_second``.
 
-Extraction is ``krossfuse.features.extract`` into an empty store: Lightning's ``predict``, rendering and preparing every
-image, encoding, checks, writing, checksums. Only loading the weights is left out of the time. Rendering the emoji from
-SVG is work that bare does not have, on the same cores. So there are two ratios to the best bare way: ``ratio`` of all
-that, and ``ratio_decoded``, where the rendered pictures lie in memory and all else is done as ever. ``prepare_ms`` is
-what rendering and preparing take of one core for an image, measured alone, and ``ceiling`` what ``ratio`` would be if
-everything but that and the encoders were free. ``ratio_same_work`` is to a bare loop that renders and prepares as well:
-PyTorch's ``DataLoader``, then the best bare way, features kept in a list; the number of its workers is looked for too.
+Extraction is ``krossfuse.features.extract`` into an empty store: Lightning's ``predict``, rendering and preparing
+every image, encoding, checks, writing, checksums. Only loading the weights is left out of the time. ``ratio`` is its
+speed over the best bare loop's.
+
+``encoders_alone`` is how fast the encoders take images that lie ready in memory, by the best way, nothing else in the
+time. Rendering the emoji from SVG is work on the same cores: ``prepare_ms`` is what rendering and preparing take of
+one core for an image, measured alone, and ``ceiling`` is what ``ratio_encoders_alone`` would be if everything but
+that and the encoders were free. ``ratio_decoded`` is to the encoders alone too, where the rendered pictures lie in
+memory.
 """
 
 from __future__ import annotations
@@ -228,9 +233,12 @@ def main() -> None:
     finalists = sorted(searched, key=lambda way: -searched[way])[:FINALISTS]
     usual = Way(64, "contiguous", "usual", "all an operation")
     seconds: dict[Way, list[float]] = {way: [] for way in dict.fromkeys([*finalists, usual])}
-    best = finalists[0]
-    loops = {workers: loop(data, encoders, best, workers, options.batch_size) for workers in range(cores + 1)}
-    workers = min(loops, key=loops.__getitem__)
+    loops = {
+        (way, workers): loop(data, encoders, way, workers, options.batch_size)
+        for way in finalists
+        for workers in range(cores + 1)
+    }
+    bare, workers = min(loops, key=loops.__getitem__)
     looped: list[float] = []
     ours: list[float] = []
     ours_decoded: list[float] = []
@@ -238,7 +246,7 @@ def main() -> None:
     for _ in range(options.repeats):
         for way, of_way in seconds.items():
             of_way.append(way.seconds(images, encoders))
-        looped.append(loop(data, encoders, best, workers, options.batch_size))
+        looped.append(loop(data, encoders, bare, workers, options.batch_size))
         ours.append(extraction(data, pair, options.batch_size))
         ours_decoded.append(extraction(lying, pair, options.batch_size))
     speeds = {way: samples / statistics.median(of_way) for way, of_way in seconds.items()}
@@ -247,18 +255,21 @@ def main() -> None:
     bare_core_seconds = cores / speeds[best]
     result = {
         "samples_per_second": speed,
-        "best_bare_samples_per_second": speeds[best],
-        "best_bare": asdict(best),
-        "ratio": speed / speeds[best],
-        "ratio_of_each_repeat": [b / e for b, e in zip(seconds[best], ours, strict=True)],
+        "best_bare_samples_per_second": samples / statistics.median(looped),
+        "best_bare": {**asdict(bare), "workers": workers},
+        "ratio": statistics.median(looped) / statistics.median(ours),
+        "ratio_of_each_repeat": [b / e for b, e in zip(looped, ours, strict=True)],
+        "encoders_alone_samples_per_second": speeds[best],
+        "encoders_alone": asdict(best),
+        "ratio_encoders_alone": speed / speeds[best],
         "ratio_decoded": samples / statistics.median(ours_decoded) / speeds[best],
-        "ratio_same_work": statistics.median(looped) / statistics.median(ours),
-        "same_work_samples_per_second": samples / statistics.median(looped),
-        "same_work": {"workers": workers, "seconds_by_workers": loops, "seconds": looped},
         "prepare_ms": preparing / samples * 1e3,
         "ceiling": bare_core_seconds / (bare_core_seconds + preparing / samples),
-        "how_found": f"every way on {min(options.search, samples)} images, the fastest {FINALISTS} on all {samples} "
-        f"in turns with extraction, medians of {options.repeats}",
+        "how_found": f"every way on {min(options.search, samples)} images that lie ready; the fastest {FINALISTS} "
+        f"with 0 to {cores} workers on all {samples}, once; the fastest of these, extraction and the encoders alone in "
+        f"turns, medians of {options.repeats}",
+        "loops": [{**asdict(way), "workers": n, "seconds": of_way} for (way, n), of_way in loops.items()],
+        "best_bare_seconds": looped,
         "searched": [{**asdict(way), "samples_per_second": of_way} for way, of_way in searched.items()],
         "finalists": [{**asdict(way), "samples_per_second": speeds[way], "seconds": seconds[way]} for way in seconds],
         "usual_bare_samples_per_second": speeds[usual],
@@ -271,7 +282,8 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": list(os.getloadavg()),
         "extraction_includes": "render, prepare, encode, check, write, checksum, Lightning; not loading the weights",
-        "bare_includes": "encode_image on batches in memory, inference mode",
+        "bare_includes": "render, prepare, encode; features kept in a list",
+        "encoders_alone_includes": "encode_image on batches in memory, inference mode",
         "versions": versions(),
     }
     print(write_json(result, options.out))

@@ -19,5 +19,11 @@ def test_benchmark_writes_its_figures(repository: Path, tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     assert result["ratio"] == pytest.approx(result["samples_per_second"] / result["best_bare_samples_per_second"])
     assert len(result["searched"]) == 2 * 2 * 2 * 2
-    assert result["best_bare"] in [{k: w[k] for k in result["best_bare"]} for w in result["finalists"]]
+    best = min(result["loops"], key=lambda way: way["seconds"])
+    assert result["best_bare"] == {name: best[name] for name in result["best_bare"]}
+    assert {way["workers"] for way in result["loops"]} == set(range(result["threads"] + 1))
+    alone = result["encoders_alone"]
+    assert alone in [{name: way[name] for name in alone} for way in result["finalists"]]
+    speed = result["ratio_encoders_alone"] * result["encoders_alone_samples_per_second"]
+    assert speed == pytest.approx(result["samples_per_second"])
     assert result["samples"] > 50
