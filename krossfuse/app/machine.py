@@ -80,7 +80,7 @@ class MachineLaunch:
         workers = min(self.n_jobs, len(tasks))
         threads = None if "OMP_NUM_THREADS" in os.environ else max(1, cores() // workers)
         sweep = pickle.dumps((self.hydra_context, self.config))
-        setting = (sweep, threads, list(_unsaid()))
+        setting = (sweep, threads, list(_unsaid()), multiprocessing.get_start_method())
         pool = ProcessPoolExecutor(workers, mp_context=_context(self.imported), initializer=_start, initargs=setting)
         try:
             futures = [pool.submit(_compute, values, initial_job_idx + at) for at, values in enumerate(tasks)]
@@ -151,11 +151,13 @@ def _returned(future: Future[None]) -> JobReturn:
 # What follows runs in the processes.
 
 
-def _start(sweep: bytes, threads: int | None, unsaid: Sequence[str]) -> None:
+def _start(sweep: bytes, threads: int | None, unsaid: Sequence[str], start_method: str) -> None:
     """Prepare a process: it ends with its parent, which alone hears Ctrl-C and says what becomes of the tasks."""
     import torch
 
     end_with_parent()
+    # A loader's workers are started as everywhere: a process of a pool would start its own as it was started.
+    multiprocessing.set_start_method(start_method, force=True)
     for name in unsaid:
         os.environ.pop(name, None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
