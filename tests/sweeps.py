@@ -15,6 +15,8 @@ from krossfuse.results.runs import read_runs
 
 COMMON = ("data=embeddings", "data.path=features.npz", "probe=[zero_shot]", "logger=none")
 
+MACHINE = ["hydra/launcher=machine", "hydra.launcher.n_jobs=2"]
+
 
 def made(folder: Path, n: dict[str, int] | None = None) -> None:
     """Write the embeddings."""

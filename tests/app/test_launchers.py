@@ -47,13 +47,10 @@ def launcher(name: str, *options: str, slow: bool = False) -> pytest.param:  # t
     return pytest.param([f"hydra/launcher={name}", *options], id=name, marks=marks)
 
 
-MACHINE = ["hydra/launcher=machine", "hydra.launcher.n_jobs=2"]
-
-
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(MACHINE, id="machine"),
+        pytest.param(sweeps.MACHINE, id="machine"),
         launcher("joblib", "hydra.launcher.n_jobs=2", slow=True),
         launcher("submitit_local", slow=True),
     ],
@@ -114,7 +111,7 @@ def test_processes_of_this_machine_compute_the_same(tmp_path: Path) -> None:
     sweeps.made(tmp_path)
     (tmp_path / "mine.py").write_text("from krossfuse import Concatenation\n\n\nclass Mine(Concatenation):\n    pass\n")
     grid = ["fusion=concatenation", "fusion.missing=zeros", "fusion._target_=mine.Mine", "seed=range(3)"]
-    said = sweeps.finish(tmp_path, *grid, *MACHINE, "hydra.sweep.dir=s", "hydra.sweeper.max_batch_size=2")
+    said = sweeps.finish(tmp_path, *grid, *sweeps.MACHINE, "hydra.sweep.dir=s", "hydra.sweeper.max_batch_size=2")
     assert "2 points in 2 tasks of up to 1 by MachineLauncher" in said
     assert "1 point in 1 task of up to 1 by MachineLauncher" in said
     assert not (tmp_path / "s/.tasks").exists()
@@ -127,7 +124,7 @@ def test_processes_of_this_machine_take_no_file_of_the_users_for_a_library(tmp_p
     """As little as the command does that starts them."""
     sweeps.made(tmp_path)
     (tmp_path / "random.py").write_text("raise RuntimeError('not mine to import')\n")
-    command = [str(Path(sys.executable).parent / "krossfuse"), *sweeps.command("seed=0,1", *MACHINE)[3:]]
+    command = [str(Path(sys.executable).parent / "krossfuse"), *sweeps.command("seed=0,1", *sweeps.MACHINE)[3:]]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "2 of 2 points done" in done.stdout
@@ -135,7 +132,7 @@ def test_processes_of_this_machine_take_no_file_of_the_users_for_a_library(tmp_p
 
 def test_this_machines_launcher_wants_a_sweeper_of_ours(tmp_path: Path) -> None:
     sweeps.made(tmp_path)
-    said = sweeps.finish(tmp_path, "seed=0,1", *MACHINE, "hydra/sweeper=basic", "hydra.sweep.dir=s", status=2)
+    said = sweeps.finish(tmp_path, "seed=0,1", *sweeps.MACHINE, "hydra/sweeper=basic", "hydra.sweep.dir=s", status=2)
     assert "runs the tasks of krossfuse's own sweepers" in said
     assert "Traceback" not in said
 

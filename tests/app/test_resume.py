@@ -195,13 +195,10 @@ def killed_halfway(folder: Path, points: int, *arguments: str) -> None:
     process.communicate()
 
 
-MACHINE = ["hydra/launcher=machine", "hydra.launcher.n_jobs=2"]
-
-
 @pytest.mark.parametrize("n", [12, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("options", "at_once"), [([], 1), (MACHINE, 2)], ids=["here", "machine"])
+@pytest.mark.parametrize(("options", "at_once"), [([], 1), (sweeps.MACHINE, 2)], ids=["here", "machine"])
 def test_killed_twice_and_started_again_each_point_is_computed_once(
-    n: int, options: list[str], at_once: int, tmp_path: Path
+    n: int, options: Sequence[str], at_once: int, tmp_path: Path
 ) -> None:
     sweeps.made(tmp_path)
     grid = ["fusion.dim=24,32", f"seed=range({n // 2})", *options]
@@ -219,12 +216,12 @@ def test_killed_twice_and_started_again_each_point_is_computed_once(
     assert sweeps.values(tmp_path / "s") == sweeps.values(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("options", [[], MACHINE], ids=["here", "machine"])
+@pytest.mark.parametrize("options", [[], sweeps.MACHINE], ids=["here", "machine"])
 @pytest.mark.parametrize(
     ("sent", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
 )
 def test_a_sweep_that_is_stopped_reports_what_there_is(
-    sent: signal.Signals, status: int, options: list[str], tmp_path: Path
+    sent: signal.Signals, status: int, options: Sequence[str], tmp_path: Path
 ) -> None:
     sweeps.made(tmp_path)
     grid = ["fusion.dim=24,32", "seed=range(100)", *options]

@@ -83,14 +83,14 @@ class Lbfgs:
             return float(values[0])
         return torch.from_numpy(values).to(self.trial)[:, None]
 
-    def _where(self, chosen: NDArray[np.bool_], new: Tensor, old: Tensor) -> Tensor:
+    def _where(self, chosen: NDArray[np.bool_], new: Tensor, old: Tensor | int) -> Tensor:
         if chosen.all():  # as mostly with a single problem
             return new
         return torch.where(torch.from_numpy(chosen).to(new.device)[:, None], new, old)
 
     def _remember(self, moved: NDArray[np.bool_], g: Tensor) -> None:
         s, y = self.trial - self.w, g - self.g
-        s, y = self._where(moved, s, torch.zeros_like(s)), self._where(moved, y, torch.zeros_like(y))
+        s, y = self._where(moved, s, 0), self._where(moved, y, 0)
         sy, yhy = torch.stack((_dot(s, y), _dot(y, self.precondition(y)))).cpu().numpy()
         keep = sy > 0
         self.scale = np.where(keep & (yhy > 0), sy / yhy, self.scale)
