@@ -101,7 +101,8 @@ _made: ContextVar[dict[tuple[str, str], Any] | None] = ContextVar("made", defaul
 @contextlib.contextmanager
 def making_each_once() -> Iterator[None]:
     """Make equal nodes once, while many configurations are checked that differ in a few of them."""
-    token = _made.set({})
+    already = _made.get()
+    token = _made.set({} if already is None else already)
     try:
         yield
     finally:

@@ -9,31 +9,36 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krossfuse.app.journal import TASK
+from krossfuse.app.paths import take_up_user_code
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.processes import cores, end_with_parent
 from krossfuse.core.stopping import listening
 
+T = TypeVar("T")
+
 IMPORTED = ("krossfuse.app.fuse_and_probe", "krossfuse.app.job", "krossfuse.app.task")
 """What nearly every job imports."""
 
-BY_LOGGER = {"krossfuse.results.WandbTracker": ("wandb", "wandb.sdk.launch.inputs.internal")}
-"""What a tracker imports when a run begins."""
+BY_LOGGER = {"krossfuse.results.WandbTracker": ("wandb", "wandb.sdk.launch.inputs.internal", "pandas")}
+"""What a tracker imports when a run begins, or ends."""
 
 FOR_THE_REPORT = ("krossfuse.report.page", "matplotlib.figure", "matplotlib.backends.backend_agg")
-"""What this process needs when the tasks have ended, and can import while they run."""
+"""What a process imports when there is no task left for it."""
 
 AT_ITS_START = {
     "OMP_NUM_THREADS": "1",  # no pool of threads is made as it imports; how many there are is said later
@@ -49,6 +54,7 @@ class MachineLaunch:
 
     The processes are forked from one that has imported what jobs need (:mod:`multiprocessing.forkserver`; where the
     system cannot fork, each imports for itself). It starts when the sweep does, and imports while the sweep is planned.
+    This process imports none of it: what needs it, checks and the report, it asks the others (:meth:`ask`).
     Each has its share of the cores: ``cores / n_jobs`` threads, unless ``OMP_NUM_THREADS`` says how many.
 
     Args:
@@ -58,6 +64,7 @@ class MachineLaunch:
     config: DictConfig | None = None
     hydra_context: HydraContext | None = None
     imported: Sequence[str] = IMPORTED
+    _pool: ProcessPoolExecutor | None = None
 
     def __init__(self, n_jobs: int = -1) -> None:
         self.n_jobs = n_jobs if n_jobs > 0 else max(1, cores() + 1 + n_jobs)
@@ -69,30 +76,53 @@ class MachineLaunch:
         if not config.hydra.sweeper.get("dry_run"):
             _context(self.imported)
 
+    def ask(self, function: Callable[..., T], /, *arguments: Any) -> T:
+        """Return what a function returns that one of the processes calls."""
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # what is printed there comes after it
+        with self._processes() as pool:
+            return pool.submit(_answer, function, arguments).result()
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run tasks, and return how each ended, in their order.
 
         Raises:
             ConfigError: the sweeper is not one of ours.
         """
-        assert self.config is not None
         tasks = [_own_values(overrides) for overrides in job_overrides]
         workers = min(self.n_jobs, len(tasks))
         threads = None if "OMP_NUM_THREADS" in os.environ else max(1, cores() // workers)
-        sweep = pickle.dumps((self.hydra_context, self.config))
-        setting = (sweep, threads, list(_unsaid()), multiprocessing.get_start_method())
-        pool = ProcessPoolExecutor(workers, mp_context=_context(self.imported), initializer=_start, initargs=setting)
+        with self._processes() as pool:
+            futures = [pool.submit(_compute, values, initial_job_idx + at, threads) for at, values in enumerate(tasks)]
+            for _ in range(workers):
+                pool.submit(_import, FOR_THE_REPORT)
+            returned = [_returned(future) for future in futures]
+            if broken := next((r for r in returned if isinstance(r._return_value, BrokenProcessPool)), None):
+                raise broken._return_value
+        return returned
+
+    @contextmanager
+    def _processes(self) -> Iterator[ProcessPoolExecutor]:
+        """Give the processes, which start as they are needed and stay; if one was killed, others come next time."""
+        if self._pool is None:
+            sweep = pickle.dumps((self.hydra_context, self.config))
+            setting = (sweep, list(_unsaid()), multiprocessing.get_start_method())
+            context = _context(self.imported)
+            self._pool = ProcessPoolExecutor(self.n_jobs, mp_context=context, initializer=_start, initargs=setting)
+        pool = self._pool
         try:
-            futures = [pool.submit(_compute, values, initial_job_idx + at) for at, values in enumerate(tasks)]
-            # In a thread, where no signal breaks an import off.
-            threading.Thread(target=_import, args=([*FOR_THE_REPORT, *self.imported],), daemon=True).start()
-            return [_returned(future) for future in futures]
+            yield pool
+        except BrokenProcessPool:
+            self._pool = None
+            raise
+        except Exception:
+            raise
         except BaseException:  # Ctrl-C, or a signal
+            self._pool = None
             for child in multiprocessing.active_children():
                 child.terminate()
-            raise
-        finally:
             pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _context(imported: Sequence[str]) -> BaseContext:
@@ -151,18 +181,14 @@ def _returned(future: Future[None]) -> JobReturn:
 # What follows runs in the processes.
 
 
-def _start(sweep: bytes, threads: int | None, unsaid: Sequence[str], start_method: str) -> None:
+def _start(sweep: bytes, unsaid: Sequence[str], start_method: str) -> None:
     """Prepare a process: it ends with its parent, which alone hears Ctrl-C and says what becomes of the tasks."""
-    import torch
-
     end_with_parent()
     # A loader's workers are started as everywhere: a process of a pool would start its own as it was started.
     multiprocessing.set_start_method(start_method, force=True)
     for name in unsaid:
         os.environ.pop(name, None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if threads is not None:
-        torch.set_num_threads(threads)
     setup_globals()
     _sweep[:] = pickle.loads(sweep)
 
@@ -171,13 +197,41 @@ _sweep: list[Any] = []
 """Of a process: Hydra's context, and the configuration of the sweep whose tasks it runs."""
 
 
-def _compute(own: dict[str, Any], number: int) -> None:
+def _answer(function: Callable[..., T], arguments: Sequence[Any]) -> T:
+    """Call a function as the process would that asks."""
+    _, master = _sweep
+    HydraConfig.instance().set_config(copy.deepcopy(master))  # which makes it read-only
+    configure_log(master.hydra.hydra_logging, master.hydra.verbose)
+    take_up_user_code()
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise _sendable(error) from None
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an error, or one that says the same where it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _compute(own: dict[str, Any], number: int, threads: int | None) -> None:
     """Run a task.
 
     Nothing is composed, since a task's points bring their configurations.
     """
+    import torch
+
     from krossfuse.app.command import hydra_main
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     context, master = _sweep
     config = copy.deepcopy(master)
     with read_write(config), open_dict(config):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from krossfuse.app.build import check, make_kind, making_each_once, packed, unpacked
+from krossfuse.app.build import making_each_once, packed
+from krossfuse.app.checks import Ask, Job, check_jobs, data_names, data_states, here
 from krossfuse.app.compose import Composed, Composer
-from krossfuse.app.kind import Plain
 from krossfuse.app.task import Point
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.files import write_whole
@@ -105,10 +103,11 @@ class Planner:
         composer: of its jobs.
         jobs: the overrides of each.
         folder: of the sweep, which may hold some of its points.
+        ask: calls what needs the components themselves.
     """
 
-    def __init__(self, composer: Composer, jobs: Sequence[Overrides], folder: Path) -> None:
-        self._compose, self._folder = composer, folder
+    def __init__(self, composer: Composer, jobs: Sequence[Overrides], folder: Path, ask: Ask = here) -> None:
+        self._compose, self._folder, self._ask = composer, folder, ask
         self._jobs = [_Job(number, job, composer.key(job)) for number, job in enumerate(jobs)]
 
     def plan(self) -> Plan:
@@ -127,12 +126,14 @@ class Planner:
                 self._composed(job)
                 fresh.append(job)
         with making_each_once():
-            self._check(fresh, data=False)  # a mistyped value is said before any file is looked at
+            for job, name in zip(fresh, self._ask(data_names, [job.packed for job in fresh]), strict=True):
+                job.data = name
+            self._ask(check_jobs, self._to_check(fresh), False)  # a mistyped value is said before any file is looked at
             fingerprints, to_encode = self._data()
             identities = [Identity(job.config, fingerprints[job.data]) for job in self._jobs]
             points, others = self._placed(identities)
             left = [job for job, point in zip(self._jobs, points, strict=True) if point.state != "done"]
-            self._check(left, data=True)
+            self._ask(check_jobs, self._to_check(left), True)
         return Plan(self._folder, points, to_encode, others)
 
     def remember(self) -> None:
@@ -152,27 +153,26 @@ class Planner:
         if not job.packed:
             composed: Composed = self._compose(job.overrides, job.number)
             job.packed, job.choices, job.subdir = packed(composed.plain), composed.choices, composed.subdir
-            job.config, job.data = point_digest(composed.plain), _data_of(composed.plain)
+            job.config = point_digest(composed.plain)
         return job
 
-    def _check(self, jobs: Sequence[_Job], *, data: bool) -> None:
+    def _to_check(self, jobs: Sequence[_Job]) -> list[Job]:
+        """Return those of the jobs that stand for all."""
         by_overrides = {tuple(job.overrides): job for job in jobs}
-        for overrides in to_check([job.overrides for job in jobs]):
-            job = self._composed(by_overrides[tuple(overrides)])
-            check(unpacked(job.packed), job.choices, data=data)
+        return [self._sent(by_overrides[tuple(overrides)]) for overrides in to_check([job.overrides for job in jobs])]
+
+    def _sent(self, job: _Job) -> Job:
+        self._composed(job)
+        return job.packed, dict(job.choices)
 
     def _data(self) -> tuple[dict[str, str], list[str]]:
         """Return the fingerprint of each of the data, and what is to be encoded."""
-        fingerprints: dict[str, str] = {}
-        to_encode: dict[str, None] = {}
+        first: dict[str, _Job] = {}
         for job in self._jobs:
-            if job.data in fingerprints:
-                continue
-            plain = unpacked(self._composed(job).packed)
-            kind = make_kind(plain)
-            built = kind.build(plain, job.choices)
-            fingerprints[job.data] = kind.fingerprint(built)
-            to_encode.update(dict.fromkeys(kind.to_encode(built)))
+            first.setdefault(job.data, job)
+        states = self._ask(data_states, [self._sent(job) for job in first.values()])
+        fingerprints = {data: fingerprint for data, (fingerprint, _) in zip(first, states, strict=True)}
+        to_encode = dict.fromkeys(line for _, lines in states for line in lines)
         return fingerprints, list(to_encode)
 
     def _placed(self, identities: Sequence[Identity]) -> tuple[list[Planned], list[str]]:
@@ -242,10 +242,3 @@ def _known(path: Path) -> dict[str, tuple[str, str, str | None]]:
         log.warning("%s is damaged; every point is composed anew", path)
         return {}
     return known
-
-
-def _data_of(plain: Plain) -> str:
-    """Return the digest of what names the data of a job in its configuration."""
-    keys = make_kind(plain).data_keys
-    named: dict[str, Any] = {"job": plain["job"]} | {key: plain.get(key) for key in keys or plain}
-    return hashlib.sha256(json.dumps(named, sort_keys=True, default=repr).encode()).hexdigest()[:16]

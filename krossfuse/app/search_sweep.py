@@ -13,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from krossfuse.app.build import check, make, making_each_once
+from krossfuse.app.build import make, packed
+from krossfuse.app.checks import Job, check_jobs
 from krossfuse.app.compose import Composer
 from krossfuse.app.launching import Launching
 from krossfuse.app.objectives import Objective, parse_objectives
@@ -150,22 +151,23 @@ class SearchSweep(GridSweep):
                 write_table(study, folder)
                 write_failed(folder, self._failed)
                 if self._anchor is not None:
-                    report_sweep(self.config, folder)
+                    self._ask(report_sweep, self.config, folder)
             self._say_end(study)
 
     def _check(self, fixed: Sequence[str], space: Mapping[str, BaseDistribution]) -> None:
         """Compose and build what stands for the whole space, so that whatever is wrong with it is said first."""
-        with making_each_once():
-            for number, params in enumerate(corners(space)):
-                composed = self._compose([*fixed, *as_overrides(params)], number)
-                check(composed.plain, composed.choices, data=False)
-                if number == 0:
-                    first = composed
-            for objective in self.objectives:
-                if "probe" in first.plain:
-                    objective.check(list(first.plain["probe"] or {}))
-                objective.directed()
-            check(first.plain, first.choices, data=True)
+        jobs: list[Job] = []
+        for number, params in enumerate(corners(space)):
+            composed = self._compose([*fixed, *as_overrides(params)], number)
+            jobs.append((packed(composed.plain), dict(composed.choices)))
+            if number == 0:
+                first = composed
+        self._ask(check_jobs, jobs, False)
+        for objective in self.objectives:
+            if "probe" in first.plain:
+                objective.check(list(first.plain["probe"] or {}))
+            objective.directed()
+        self._ask(check_jobs, jobs[:1], True)
 
     def _search(self, study: Study, fixed: Sequence[str], space: Mapping[str, BaseDistribution]) -> None:
         from krossfuse.app.study import ask, counted
@@ -189,7 +191,7 @@ class SearchSweep(GridSweep):
             job = [*running.overrides, *([] if seed is None else [f"seed={seed}"])]
             try:
                 composed = self._compose(job, running.trial.number)
-                check(composed.plain, composed.choices, data=True)
+                self._ask(check_jobs, [(packed(composed.plain), dict(composed.choices))], True)
                 jobs[running.trial.number] = job
             except (KrossFuseError, HydraException) as error:  # a combination that is impossible
                 running.error = str(error)
@@ -197,7 +199,7 @@ class SearchSweep(GridSweep):
             return
         # A point of before stands for all others of the folder: to be looked at, not to be planned again.
         distinct = {tuple(job): None for job in ([self._anchor] if self._anchor else []) + list(jobs.values())}
-        planner = Planner(self._compose, [list(job) for job in distinct], self._folder)
+        planner = Planner(self._compose, [list(job) for job in distinct], self._folder, self._ask)
         points = {tuple(point.overrides): point for point in planner.plan().points}
         wanted = {tuple(job) for job in jobs.values()}
         chosen = [point for job, point in points.items() if job in wanted and point.state != "done"]

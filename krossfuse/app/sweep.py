@@ -14,6 +14,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from krossfuse.app.checks import Ask, here
 from krossfuse.app.compose import Composer
 from krossfuse.app.dry_run import print_plan
 from krossfuse.app.launchers import check_launcher
@@ -161,7 +162,7 @@ class GridSweep:
         if not jobs:
             raise ConfigError(f"this sweep has no job: a key of {' '.join(arguments)} has no values")
         folder = Path(self.config.hydra.sweep.dir)
-        planner = Planner(Composer(self.hydra_context.config_loader, self.config), jobs, folder)
+        planner = Planner(Composer(self.hydra_context.config_loader, self.config), jobs, folder, self._ask)
         with contextlib.ExitStack() as held:
             if folder.exists() and not self.dry_run:
                 held.enter_context(alone_in(folder))
@@ -175,6 +176,12 @@ class GridSweep:
             OmegaConf.save(self.config, folder / MULTIRUN)
             planner.remember()
             self._run(planner, plan, chosen)
+
+    @property
+    def _ask(self) -> Ask:
+        """Where is asked what takes imports: of the launcher, if its processes have made them; else here."""
+        ask: Ask = here if self.dry_run else getattr(self.launcher, "ask", here)
+        return ask
 
     @property
     def _per_task(self) -> int | None:
@@ -213,7 +220,7 @@ class GridSweep:
         write_failed(plan.folder, outcomes)
         done = len(plan.points) - len(plan.missing) + sum(outcome.state == "done" for outcome in outcomes)
         if done:
-            report_sweep(self.config, plan.folder)
+            self._ask(report_sweep, self.config, plan.folder)
         self._end(launching, plan, outcomes, done)
 
     def _end(self, launching: Launching, plan: Plan, outcomes: Sequence[Outcome], done: int) -> None:

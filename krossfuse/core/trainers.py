@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from krossfuse.core.errors import ConfigError, check_choice, did_you_mean
@@ -113,11 +114,16 @@ class TrainerFactory:
 
     @property
     def device(self) -> torch.device:
-        """The device that work on one device runs on.
+        """The device that work on one device runs on; PyTorch's settings are those of the options from then on.
 
         Raises:
             ConfigError: there is no such accelerator here.
         """
+        self._set_matmul()
+        return self._device
+
+    @cached_property
+    def _device(self) -> torch.device:  # a Trainer takes 20 ms
         device: torch.device = self().strategy.root_device
         return device
 

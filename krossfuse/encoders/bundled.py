@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -25,6 +24,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from krossfuse.core.errors import ConfigError, check_choice, check_positive
+from krossfuse.core.installed import version
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
 from krossfuse.encoders.sources import copy_safetensors
@@ -56,7 +56,7 @@ class EfficientNetLite0(Encoder):
         check_choice("modality", modality, self.modalities)
         return {
             "encoder": self.name,
-            "timm": importlib.metadata.version("timm"),
+            "timm": version("timm"),
             "weights": _digest(self._weights()),
             "preprocessing": f"square {self.image_size} bicubic, mean 0.5, std 0.5",
             "pooling": "mean",
@@ -133,8 +133,8 @@ class MiniLM(Encoder):
         check_choice("modality", modality, self.modalities)
         return {
             "encoder": self.name,
-            "transformers": importlib.metadata.version("transformers"),
-            "tokenizers": importlib.metadata.version("tokenizers"),
+            "transformers": version("transformers"),
+            "tokenizers": version("tokenizers"),
             "weights": _digest(minilm_zip()),
             "pooling": "mean",
             "max_length": self.max_length,
@@ -229,21 +229,21 @@ class OpenMojiCLIP(Encoder):
         model = self.metadata["model"]
         common = {
             "encoder": self.name,
-            "open_clip_torch": importlib.metadata.version("open_clip_torch"),
+            "open_clip_torch": version("open_clip_torch"),
             "weights": _digest(self.weights),
             "embed_dim": model["embed_dim"],
         }
         if modality == "image":
             return {
                 **common,
-                "timm": importlib.metadata.version("timm"),
+                "timm": version("timm"),
                 "vision": model["vision_cfg"],
                 "preprocessing": f"square, bicubic, mean {CLIP_MEAN}, std {CLIP_STD}",
             }
         return {
             **common,
-            "transformers": importlib.metadata.version("transformers"),
-            "tokenizers": importlib.metadata.version("tokenizers"),
+            "transformers": version("transformers"),
+            "tokenizers": version("tokenizers"),
             "text": model["text_cfg"],
             "text_weights": _digest(minilm_zip()),
             "max_length": self.max_length,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from krossfuse.core.errors import ConfigError, check_choice, did_you_mean
+from krossfuse.core.installed import version
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
 from krossfuse.encoders.sources import copy_model, copy_safetensors, output_dim, weights_digest
@@ -77,7 +77,7 @@ class OpenCLIP(Encoder):
         check_choice("modality", modality, self.modalities)
         local = self._local()
         return {
-            "open_clip_torch": importlib.metadata.version("open_clip_torch"),
+            "open_clip_torch": version("open_clip_torch"),
             "architecture": "local-dir" if self.architecture.startswith("local-dir:") else self.architecture,
             "pretrained": "file" if local else self.pretrained,
             "weights": weights_digest(local or _resolve(self.architecture, self.pretrained)),

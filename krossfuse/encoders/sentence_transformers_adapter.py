@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from krossfuse.core.errors import ConfigError, check_choice, check_positive
+from krossfuse.core.installed import version
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
 from krossfuse.encoders.sources import (
@@ -62,7 +62,7 @@ class SentenceTransformerText(Encoder):
         check_choice("modality", modality, self.modalities)
         libraries = ("sentence-transformers", "transformers", "tokenizers")
         return {
-            **{library: importlib.metadata.version(library) for library in libraries},
+            **{library: version(library) for library in libraries},
             "model": "local" if Path(self.model).expanduser().is_dir() else self.model,
             "weights": weights_digest(self._folder()),
             "prefix": self.prefix,

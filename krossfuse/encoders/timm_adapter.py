@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from krossfuse.core.errors import ConfigError, check_choice
+from krossfuse.core.installed import version
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule
 from krossfuse.encoders.sources import WEIGHTS, copy_safetensors, local_or_hub, output_dim, weights_digest
@@ -56,8 +56,8 @@ class Timm(Encoder):
         """Return library, model and weights' digest, which decide the preprocessing too (timm is not imported)."""
         check_choice("modality", modality, self.modalities)
         return {
-            "timm": importlib.metadata.version("timm"),
-            "torchvision": importlib.metadata.version("torchvision"),
+            "timm": version("timm"),
+            "torchvision": version("torchvision"),
             "model": self.model,
             "weights": weights_digest(self._weights()),
             "preprocessing": "timm, evaluation",

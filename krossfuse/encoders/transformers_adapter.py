@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from krossfuse.core.errors import ConfigError, check_choice, check_positive
+from krossfuse.core.installed import version
 from krossfuse.core.parts import Modality
 from krossfuse.encoders.base import Encoder, EncoderModule, TextBatch
 from krossfuse.encoders.sources import (
@@ -54,7 +54,7 @@ class HubModel(Encoder):
 
     def _common(self, folder: Path) -> dict[str, Any]:
         return {
-            "transformers": importlib.metadata.version("transformers"),
+            "transformers": version("transformers"),
             "model": "local" if Path(self.model).expanduser().is_dir() else self.model,
             "weights": weights_digest(folder),
             "pooling": self.pooling,
@@ -64,14 +64,14 @@ class HubModel(Encoder):
         """Return what decides the features of images."""
         return {
             **self._common(folder),
-            "torchvision": importlib.metadata.version("torchvision"),
+            "torchvision": version("torchvision"),
             "aspect": aspect,
             "processor": read_json(folder / PREPROCESSOR),
         }
 
     def _of_texts(self, folder: Path) -> dict[str, Any]:
         """Return what decides the features of texts."""
-        return {**self._common(folder), "tokenizers": importlib.metadata.version("tokenizers")}
+        return {**self._common(folder), "tokenizers": version("tokenizers")}
 
     def _network(self, folder: Path) -> nn.Module:
         from transformers import AutoModel

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from krossfuse.core import errors
 from krossfuse.core.bundle import FeatureBundle
 from krossfuse.core.errors import ConfigError, DataError, KrossFuseError, check_choice, check_positive
 from krossfuse.core.heap import kept_heap
+from krossfuse.core.installed import version
 from krossfuse.core.lightning import pl
 from krossfuse.core.parts import Modality, Part
 from krossfuse.core.processes import EndWithParent, end_with_parent
@@ -129,8 +129,8 @@ def feature_keys(
 ) -> Keys:
     """Return the store's key of each part and role; nothing is loaded but the list of items."""
     precision = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)
-    libraries = {"torch": metadata.version("torch")}
-    by_modality = {"image": {**libraries, "pillow": metadata.version("pillow")}, "text": libraries}
+    libraries = {"torch": version("torch")}
+    by_modality = {"image": {**libraries, "pillow": version("pillow")}, "text": libraries}
     keys: Keys = {}
     for part in data.parts():
         items = data.part_fingerprint(part)

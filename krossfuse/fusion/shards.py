@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from krossfuse.core.errors import DataError, KrossFuseError, check_choice
 from krossfuse.core.files import write_whole
+from krossfuse.core.installed import version
 from krossfuse.core.parts import Part
 from krossfuse.core.sharded import below_one_another
 from krossfuse.features.entry import DTYPES
@@ -61,7 +61,7 @@ class FusedShards:
             "device": self.source.trainers.device.type,
             "precision": str(options.get("precision") or "32-true"),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
-            "torch": metadata.version("torch"),
+            "torch": version("torch"),
         }
         found: list[tuple[Unit, FeatureKey | None]] = []
         for unit, roles in self.source.unit_keys():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 from collections.abc import Iterable
 from importlib import metadata
+
+from krossfuse.core.installed import version
 
 LIBRARIES = (
     "krossfuse",
@@ -27,12 +28,11 @@ def versions(libraries: Iterable[str] = LIBRARIES) -> dict[str, str]:
     """Return the installed versions of some libraries, and Python's; nothing is imported."""
     installed = {"python": platform.python_version()}
     found = {library: _version(library) for library in libraries}
-    return installed | {library: version for library, version in found.items() if version is not None}
+    return installed | {library: known for library, known in found.items() if known is not None}
 
 
-@functools.cache
 def _version(library: str) -> str | None:
     try:
-        return metadata.version(library)
+        return version(library)
     except metadata.PackageNotFoundError:
         return None

@@ -108,7 +108,7 @@ def test_keys_change_with_all_that_changes_a_feature(images: Path, monkeypatch: 
     assert digest() == base
     assert digest(precision="32") == base
     assert base not in (digest(make_pair(weights=9)), digest(dtype="float16"), digest(precision="bf16-mixed"))
-    monkeypatch.setattr("krossfuse.features.extract.metadata.version", lambda name: "0.0")
+    monkeypatch.setattr("krossfuse.features.extract.version", lambda name: "0.0")
     assert digest() != base
     monkeypatch.undo()
     data.info.fingerprint["seed"] = 1  # type: ignore[index]

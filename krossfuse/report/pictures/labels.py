@@ -39,7 +39,6 @@ def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[tuple[
     figure = axes.get_figure(root=True)
     assert figure is not None
     settle(figure)
-    figure.set_layout_engine("none")  # what is placed now must not be moved afterwards
     frame = axes.get_window_extent()
     edges = (frame.x0, frame.y0, frame.x1, frame.y1)
     pixels = figure.dpi / 72

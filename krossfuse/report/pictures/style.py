@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font, get_font_names
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
@@ -174,21 +175,24 @@ def _letters() -> frozenset[int]:
 
 
 def settle(figure: Figure) -> None:
-    """Lay a picture out, so that drawing it warns of nothing: letters that no font has are replaced, and one that is
-    too small for its texts grows.
+    """Lay a picture out for good, so that drawing it warns of nothing: letters that no font has are replaced, and one
+    that is too small for its texts grows.
     """
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         if (shown := drawable(text.get_text(), most=400)) != text.get_text():
             text.set_text(shown)
+    engine = figure.get_layout_engine()
+    if not isinstance(engine, ConstrainedLayoutEngine):
+        return
     for _ in range(5):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            figure.draw_without_rendering()
+            engine.execute(figure)
         if not any("layout not applied" in str(warning.message) for warning in caught):
-            return
+            break
         figure.set_size_inches(*(1.35 * figure.get_size_inches()))
-    figure.set_layout_engine("none")
+    figure.set_layout_engine("none")  # every drawing would lay it out again, which takes as long as to draw it
 
 
 def panel_title(text: str, width: float) -> str:
