@@ -11,6 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from krossfuse.app.journal import TASK
+from krossfuse.app.machine import foresee
 from krossfuse.app.messages import friendly
 from krossfuse.app.paths import CONFIG_DIR, take_up_user_code
 from krossfuse.core.errors import ConfigError, did_you_mean
@@ -86,4 +87,5 @@ def main() -> None:
                 f"{', '.join(COMMANDS)}, and everything else is key=value"
             )
         sys.argv[1:] = as_overrides(arguments)
+        foresee(sys.argv[1:])
         hydra_main()

@@ -8,12 +8,14 @@ import logging
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from itertools import chain
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
@@ -24,7 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krossfuse.app.journal import TASK
-from krossfuse.app.paths import take_up_user_code
+from krossfuse.app.paths import CONFIG_DIR, take_up_user_code, user_config_dirs
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.processes import cores, end_with_parent
 from krossfuse.core.stopping import listening
@@ -123,6 +125,27 @@ class MachineLaunch:
                 child.terminate()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+_SAID = re.compile(r"^\s*-\s*override\s+/?(hydra/launcher|logger):\s*(\S+)", re.MULTILINE)
+
+
+def foresee(arguments: Sequence[str]) -> None:
+    """Let the process that all others are forked from begin to import, if a command line, or its experiment, wants it.
+
+    Else that begins when Hydra has composed the sweep, a second later. A wrong guess costs a process that ends with
+    this one.
+    """
+    given = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
+    if not given.keys() & {"-m", "--multirun"} or "hydra.sweeper.dry_run" in given:
+        return
+    said: dict[str, str] = {}
+    for folder in (CONFIG_DIR, *user_config_dirs()):
+        with suppress(OSError, ValueError):
+            said |= _SAID.findall((folder / "experiment" / f"{given.get('experiment')}.yaml").read_text())
+    said |= given
+    if said.get("hydra/launcher") == "machine" and said.get("logger", "wandb") == "wandb":
+        _context([*IMPORTED, *chain.from_iterable(BY_LOGGER.values())])
 
 
 def _context(imported: Sequence[str]) -> BaseContext:

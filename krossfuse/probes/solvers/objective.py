@@ -193,8 +193,8 @@ def evaluate(
     shapes = [w.shape[:3] for w in trials]
     sizes = [shape[1] * shape[2] for shape in shapes]
     stacked = torch.cat([w[..., :-1].flatten(1, 2) for w in trials], 1).contiguous()
-    means = torch.cat([t.mean[:, None].expand(-1, size, -1) for t, size in zip(targets, sizes, strict=True)], 1)
-    shift = -(stacked * means).sum(2)[:, None]
+    moved = [w @ t.mean[:, :, None] for t, w in zip(targets, torch.split(stacked, sizes, 1), strict=True)]
+    shift = -torch.cat(moved, 1).transpose(1, 2)
     kept: list[tuple[slice, Tensor]] = []
     curvature: list[Tensor | None] = [None] * len(targets)
     if bounds is not None and rows.batch * rows.n * sum(sizes) <= _SCORE_VALUES:
@@ -226,8 +226,10 @@ def evaluate(
         target, w, strength = targets[i], trials[i], strengths[i]
         g = torch.empty_like(w)
         if target.intercept:
-            piece -= total[..., None] * target.mean[:, None]
-        g[..., :-1] = piece.view_as(w[..., :-1]) + strength[..., None, None].to(w.dtype) * w[..., :-1]
+            piece = torch.baddbmm(piece, total[..., None], target.mean[:, None], alpha=-1)
+        inner = w[..., :-1]
+        torch.addcmul(piece.view(inner.shape), strength[..., None, None].to(w.dtype), inner, out=g[..., :-1])
         g[..., -1] = total.view(w.shape[:3]) if target.intercept else 0
-        out.append((losses[i] + strength / 2 * w[..., :-1].double().square().sum((2, 3)), g, curvature[i]))
+        size = torch.linalg.vector_norm(inner, dim=(2, 3), dtype=torch.float64).square()
+        out.append((losses[i] + strength / 2 * size, g, curvature[i]))
     return out
