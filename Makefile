@@ -26,6 +26,7 @@ define install
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(1)/bin/uv pip install --quiet --compile-bytecode --python $(1)/bin/python -r $(2)
 	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps -e .
+	$(1)/bin/python -m compileall -q krossfuse hydra_plugins
 	@touch $@
 endef
 

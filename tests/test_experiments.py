@@ -43,7 +43,7 @@ TOY = {
     "cepam": ["fusion.dim=48", "seed=0,1", *FEDERATION],
     "cepam_clients": ["fusion.dim=48", "seed=0", *FEDERATION],
 }
-SLOW = ("baselines", "cepam_clients", "defaults")
+SLOW = ("baselines", "cepam", "cepam_clients", "defaults")
 Run = Callable[..., Path]
 
 
@@ -169,6 +169,7 @@ def test_a_text_dataset_runs(command: Run, tmp_path: Path) -> None:
     assert finished(sweep) == 5
 
 
+@pytest.mark.slow
 def test_the_quickstart_on_real_images_and_texts(command: Run) -> None:
     arguments = [
         "-m",
@@ -279,6 +280,7 @@ def measured(folder: Path, probe: str) -> dict[tuple[str, str, str], float]:
     }
 
 
+@pytest.mark.slow
 def test_raw_images_to_measurements_without_a_store(command: Run) -> None:
     """The whole road streamed: nothing stored, and for the SGD probe nothing fused is held either."""
     arguments = ["data.limit=18", "fusion.dim=96", "extraction.progress=false", "logger=none"]

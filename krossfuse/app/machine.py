@@ -229,13 +229,13 @@ def _answer(function: Callable[..., T], arguments: Sequence[Any]) -> T:
     try:
         return function(*arguments)
     except Exception as error:
-        raise _sendable(error) from None
+        raise sendable(error) from None
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
     """Return an error, or one that says the same where it cannot be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))

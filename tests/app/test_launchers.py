@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import sweeps
 
 from krossfuse.app.launchers import check_launcher, why_missing
 from krossfuse.app.launching import quoted
-from krossfuse.app.machine import MachineLaunch
+from krossfuse.app.machine import MachineLaunch, foresee, sendable
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.processes import cores
 
@@ -107,11 +108,26 @@ def test_several_tasks_in_this_process_compute_the_same(tmp_path: Path) -> None:
 
 
 def test_processes_of_this_machine_compute_the_same(tmp_path: Path) -> None:
-    """Also what only the command line knows: modules beside it, and where it stands."""
+    """Also what only the command line knows: modules beside it, and where it stands. What takes imports, checks and the
+    report among it, is asked of them, and printed where it would be."""
     sweeps.made(tmp_path)
+    (tmp_path / "start.py").write_text(
+        "import sys\nfrom krossfuse.app.command import main\n"
+        "if __name__ == '__main__':\n"
+        "    main()\n"
+        "    print('imported', sorted({'torch', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)))\n"
+    )
     (tmp_path / "mine.py").write_text("from krossfuse import Concatenation\n\n\nclass Mine(Concatenation):\n    pass\n")
     grid = ["fusion=concatenation", "fusion.missing=zeros", "fusion._target_=mine.Mine", "seed=range(3)"]
-    said = sweeps.finish(tmp_path, *grid, *sweeps.MACHINE, "hydra.sweep.dir=s", "hydra.sweeper.max_batch_size=2")
+    options = sweeps.command(*grid, *sweeps.MACHINE, "hydra.sweep.dir=s", "hydra.sweeper.max_batch_size=2")[3:]
+    done = subprocess.run(
+        [sys.executable, "start.py", *options], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    assert said.index("3 of 3 points done") < said.index("Accuracies, recalls and the like in percent")
+    assert said.strip().endswith("imported []")
+    assert (tmp_path / "s/report/report.html").exists()
     assert "2 points in 2 tasks of up to 1 by MachineLauncher" in said
     assert "1 point in 1 task of up to 1 by MachineLauncher" in said
     assert not (tmp_path / "s/.tasks").exists()
@@ -128,6 +144,48 @@ def test_processes_of_this_machine_take_no_file_of_the_users_for_a_library(tmp_p
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "2 of 2 points done" in done.stdout
+
+
+def test_a_process_that_is_asked_says_what_is_wrong(tmp_path: Path) -> None:
+    sweeps.made(tmp_path)
+    said = sweeps.finish(tmp_path, "seed=0,1", *sweeps.MACHINE, "data.path=none.npz", "hydra.sweep.dir=s", status=2)
+    assert said == "krossfuse: error: embeddings 'none.npz': there is no such file\n"
+    assert not (tmp_path / "s").exists()
+
+
+class UnsendableError(Exception):
+    def __init__(self, path: str, line: int) -> None:
+        super().__init__(f"{path}, line {line}")
+
+
+def test_an_error_that_cannot_be_sent_keeps_its_words() -> None:
+    sent = sendable(UnsendableError("a.csv", 3))
+    assert (type(sent), str(sent)) == (RuntimeError, "UnsendableError: a.csv, line 3")
+    error = ConfigError("seed=-1 must be 0 or more")
+    assert sendable(error) is error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "begins"),
+    [
+        ("-m experiment=quickstart", True),
+        ("--multirun hydra/launcher=machine seed=0,1", True),
+        ("-m experiment=quickstart hydra/launcher=basic", False),
+        ("-m experiment=quickstart hydra.sweeper.dry_run=true", False),
+        ("-m experiment=quickstart logger=none", False),  # what it is to import is another list
+        ("-m experiment=no_such_one", False),
+        ("-m seed=0,1", False),
+        ("experiment=quickstart", False),
+    ],
+)
+def test_imports_begin_where_a_command_line_will_want_them(
+    arguments: str, begins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Sequence[str]] = []
+    monkeypatch.setattr("krossfuse.app.machine._context", begun.append)
+    foresee(arguments.split())
+    assert bool(begun) is begins
+    assert all({"krossfuse.app.task", "wandb"} <= set(modules) for modules in begun)
 
 
 def test_this_machines_launcher_wants_a_sweeper_of_ours(tmp_path: Path) -> None:

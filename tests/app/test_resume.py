@@ -195,8 +195,14 @@ def killed_halfway(folder: Path, points: int, *arguments: str) -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize("n", [12, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("options", "at_once"), [([], 1), (sweeps.MACHINE, 2)], ids=["here", "machine"])
+@pytest.mark.parametrize(
+    ("n", "options", "at_once"),
+    [
+        pytest.param(12, sweeps.MACHINE, 2, id="12-machine"),
+        pytest.param(200, [], 1, id="200-here", marks=pytest.mark.slow),
+        pytest.param(200, sweeps.MACHINE, 2, id="200-machine", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_twice_and_started_again_each_point_is_computed_once(
     n: int, options: Sequence[str], at_once: int, tmp_path: Path
 ) -> None:
@@ -216,9 +222,14 @@ def test_killed_twice_and_started_again_each_point_is_computed_once(
     assert sweeps.values(tmp_path / "s") == sweeps.values(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("options", [[], sweeps.MACHINE], ids=["here", "machine"])
 @pytest.mark.parametrize(
-    ("sent", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+    ("sent", "status", "options"),
+    [
+        pytest.param(signal.SIGTERM, 143, sweeps.MACHINE, id="SIGTERM-machine"),
+        pytest.param(signal.SIGINT, 130, sweeps.MACHINE, id="SIGINT-machine", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, [], id="SIGTERM-here", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, [], id="SIGINT-here", marks=pytest.mark.slow),
+    ],
 )
 def test_a_sweep_that_is_stopped_reports_what_there_is(
     sent: signal.Signals, status: int, options: Sequence[str], tmp_path: Path

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 KILLS = int(os.environ.get("KROSSFUSE_KILLS", "2"))
-"""3 in ``make test``; 100 in ``make test-faults``."""
+"""2 in ``make test-slow``; 100 in ``make test-faults``."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for survivors in /proc")
 @pytest.mark.timeout(120 * KILLS + 600)
 def test_kills(record_property: Callable[[str, object], None]) -> None:
