@@ -17,8 +17,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from itertools import chain
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra import version
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
@@ -108,7 +110,7 @@ class MachineLaunch:
         """Give the processes, which start as they are needed and stay; if one was killed, others come next time."""
         if self._pool is None:
             sweep = pickle.dumps((self.hydra_context, self.config))
-            setting = (sweep, list(_unsaid()), multiprocessing.get_start_method())
+            setting = (sweep, str(version.getbase()), list(_unsaid()), multiprocessing.get_start_method())
             context = _context(self.imported)
             self._pool = ProcessPoolExecutor(self.n_jobs, mp_context=context, initializer=_start, initargs=setting)
         pool = self._pool
@@ -204,7 +206,7 @@ def _returned(future: Future[None]) -> JobReturn:
 # What follows runs in the processes.
 
 
-def _start(sweep: bytes, unsaid: Sequence[str], start_method: str) -> None:
+def _start(sweep: bytes, version_base: str, unsaid: Sequence[str], start_method: str) -> None:
     """Prepare a process: it ends with its parent, which alone hears Ctrl-C and says what becomes of the tasks."""
     end_with_parent()
     # A loader's workers are started as everywhere: a process of a pool would start its own as it was started.
@@ -213,6 +215,7 @@ def _start(sweep: bytes, unsaid: Sequence[str], start_method: str) -> None:
         os.environ.pop(name, None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     setup_globals()
+    version.setbase(version_base)
     _sweep[:] = pickle.loads(sweep)
 
 
@@ -251,8 +254,6 @@ def _compute(own: dict[str, Any], number: int, threads: int | None) -> None:
     """
     import torch
 
-    from krossfuse.app.command import hydra_main
-
     if threads is not None:
         torch.set_num_threads(threads)
     context, master = _sweep
@@ -265,7 +266,7 @@ def _compute(own: dict[str, Any], number: int, threads: int | None) -> None:
     try:
         with listening():
             returned = run_job(
-                hydra_main.__wrapped__,
+                _run,
                 config,
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
@@ -275,3 +276,10 @@ def _compute(own: dict[str, Any], number: int, threads: int | None) -> None:
         logging.shutdown()
         os._exit(1)  # a process of the pool would go on with the next task
     returned.return_value  # noqa: B018  raises what the task has raised
+
+
+def _run(config: DictConfig) -> None:
+    from krossfuse.app.task import run_task
+
+    take_up_user_code()
+    run_task(Path(config[TASK]))
