@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
-from scipy import stats
 
 from krossfuse.report.board import Board, Column, Row
 from krossfuse.report.pictures.style import COLOURS, GREY, MARKERS, drawable, grid_of, new_picture, subtitle, titled
 from krossfuse.report.values import scale
+from krossfuse.results.inference import t_quantile
 
 MOST_PANELS = 12
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 3, 2)), (0, (3, 4)))
@@ -87,7 +87,7 @@ def _training(row: Row, column: Column) -> Training | None:
     each = stacked["accuracy"] * scale(column.declared)
     width = np.full(points, np.nan)
     if len(each) > 1:
-        width = stats.t.ppf(0.975, len(each) - 1) * each.std(0, ddof=1) / np.sqrt(len(each))
+        width = t_quantile(0.95, len(each) - 1) * each.std(0, ddof=1) / np.sqrt(len(each))
     first, measure = protocols[0], column.measure
     shared = [f"{first['clients']} clients" if first.get("clients") else "", str(first.get("partition", ""))]
     words = str(measure["federation"]).split(", ")

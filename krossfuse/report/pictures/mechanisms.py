@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from krossfuse.report.pictures.style import COLOURS, GREY, MARKERS, grid_of, new_picture, titled
 
@@ -61,6 +60,8 @@ def error_laws(errors: Mapping[str, ArrayLike], law: str = "gaussian") -> Figure
         errors: by name, (n,) errors in units of σ.
         law: ``gaussian``, or ``laplace`` of the same variance.
     """
+    from scipy import stats  # half a second, which no other picture needs
+
     ideal = stats.norm() if law == "gaussian" else stats.laplace(scale=np.sqrt(0.5))
     n_rows, n_columns = grid_of(len(errors), 3)
     figure = new_picture(3.5 * n_columns + 0.4, 3.4 * n_rows)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
 from krossfuse.report.board import PARENT, Board
 from krossfuse.report.pictures.snapshots import Shot
@@ -40,7 +40,7 @@ def similarity_distributions(board: Board, shots: Sequence[Shot]) -> Figure | No
         for data, colour, name in ((other, "#8a8a8a", "not matching"), (match, "#0072B2", "matching")):
             axes.hist(data, bins, density=True, color=colour, alpha=0.5, label=name)
             axes.axvline(data.mean(), ymax=0.87, color=colour, lw=1.3)
-        ranks = stats.rankdata(np.r_[match, other])[: len(match)]
+        ranks = pd.Series(np.r_[match, other]).rank().to_numpy()[: len(match)]
         auc = (ranks.sum() - len(match) * (len(match) + 1) / 2) / (len(match) * len(other))
         axes.set_title(panel_title(title, 3.9))
         axes.margins(y=0.16)
