@@ -82,8 +82,7 @@ class MachineLaunch:
 
     def ask(self, function: Callable[..., T], /, *arguments: Any) -> T:
         """Return what a function returns that one of the processes calls."""
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()  # what is printed there comes after it
+        _flush()  # what is printed there comes after it
         with self._processes() as pool:
             return pool.submit(_answer, function, arguments).result()
 
@@ -189,6 +188,11 @@ def _own_values(overrides: Sequence[str]) -> dict[str, Any]:
     return own
 
 
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+
+
 def _import(modules: Sequence[str]) -> None:
     for module in modules:
         with suppress(ImportError):  # whoever needs it says what is wrong
@@ -234,8 +238,7 @@ def _answer(function: Callable[..., T], arguments: Sequence[Any]) -> T:
     except Exception as error:
         raise sendable(error) from None
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        _flush()
 
 
 def sendable(error: Exception) -> Exception:
