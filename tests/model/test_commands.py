@@ -113,7 +113,7 @@ def test_encode_writes_rows_with_names(model: FusedEncoder, saved: Path, emoji_f
     assert not (tmp_path / "b.npz").exists()
 
 
-@pytest.mark.parametrize("precision", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_precision_is_that_of_encoders_file_and_index(
     precision: str,
     model: FusedEncoder,
