@@ -11,7 +11,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from krossfuse.app.build import check, make_kind, making_each_once, unpacked
+from krossfuse.app.build import check, make_kind, making_each_once, packed, unpacked
+from krossfuse.app.kind import Plain
 
 Job = tuple[str, Mapping[str, str]]
 """The packed configuration of a job (:func:`krossfuse.app.build.packed`), and by group, the chosen option."""
@@ -29,6 +30,11 @@ class Ask(Protocol):
 def here(function: Callable[..., T], /, *arguments: Any) -> T:
     """Call a function in this process."""
     return function(*arguments)
+
+
+def job_of(plain: Plain, choices: Mapping[str, str]) -> Job:
+    """Return a job as it is sent to who is asked."""
+    return packed(plain), dict(choices)
 
 
 def check_jobs(jobs: Sequence[Job], data: bool) -> None:
@@ -53,7 +59,8 @@ def data_names(configs: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: an unknown key, an impossible seed or name, or no such kind of job.
     """
-    return [_data_name(config) for config in configs]
+    with making_each_once():
+        return [_data_name(config) for config in configs]
 
 
 def _data_name(config: str) -> str:

@@ -236,7 +236,9 @@ def _answer(function: Callable[..., T], arguments: Sequence[Any]) -> T:
     try:
         return function(*arguments)
     except Exception as error:
-        raise sendable(error) from None
+        if (sent := sendable(error)) is error:
+            raise
+        raise sent from error
     finally:
         _flush()
 

@@ -13,8 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from krossfuse.app.build import make, packed
-from krossfuse.app.checks import Job, check_jobs
+from krossfuse.app.build import make
+from krossfuse.app.checks import Job, check_jobs, job_of
 from krossfuse.app.compose import Composer
 from krossfuse.app.launching import Launching
 from krossfuse.app.objectives import Objective, parse_objectives
@@ -159,7 +159,7 @@ class SearchSweep(GridSweep):
         jobs: list[Job] = []
         for number, params in enumerate(corners(space)):
             composed = self._compose([*fixed, *as_overrides(params)], number)
-            jobs.append((packed(composed.plain), dict(composed.choices)))
+            jobs.append(job_of(composed.plain, composed.choices))
             if number == 0:
                 first = composed
         self._ask(check_jobs, jobs, False)
@@ -191,7 +191,7 @@ class SearchSweep(GridSweep):
             job = [*running.overrides, *([] if seed is None else [f"seed={seed}"])]
             try:
                 composed = self._compose(job, running.trial.number)
-                self._ask(check_jobs, [(packed(composed.plain), dict(composed.choices))], True)
+                self._ask(check_jobs, [job_of(composed.plain, composed.choices)], True)
                 jobs[running.trial.number] = job
             except (KrossFuseError, HydraException) as error:  # a combination that is impossible
                 running.error = str(error)
