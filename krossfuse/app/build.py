@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from krossfuse.app.kind import Kind, Plain
 from krossfuse.app.paths import check_name
+from krossfuse.core.collector import uncollected
 from krossfuse.core.errors import ConfigError, KrossFuseError, did_you_mean
 from krossfuse.core.plugins import VARIABLE, plugin_modules
 
@@ -216,7 +217,8 @@ def make_kind(cfg: Plain) -> Kind:
         ConfigError: an unknown key, an impossible seed or name, or ``job`` is no kind of job.
     """
     check_keys(cfg, {None: ("job", *cfg)})
-    kind: Kind = make(cfg["job"], "job", Kind)  # type: ignore[type-abstract]
+    with uncollected():  # which imports torch and Lightning, where nobody has
+        kind: Kind = make(cfg["job"], "job", Kind)  # type: ignore[type-abstract]
     top = (*COMMON[None], *kind.keys.get(None, ()))
     check_keys(cfg, {**COMMON, **kind.keys, None: top})
     seed, name = cfg["seed"], cfg["name"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -38,7 +39,7 @@ T = TypeVar("T")
 IMPORTED = ("krossfuse.app.fuse_and_probe", "krossfuse.app.job", "krossfuse.app.task")
 """What nearly every job imports."""
 
-BY_LOGGER = {"krossfuse.results.WandbTracker": ("wandb", "wandb.sdk.launch.inputs.internal", "pandas")}
+BY_LOGGER = {"krossfuse.results.WandbTracker": ("wandb", "pandas")}
 """What a tracker imports when a run begins, or ends."""
 
 FOR_THE_REPORT = ("krossfuse.report.page", "matplotlib.figure", "matplotlib.backends.backend_agg")
@@ -156,7 +157,7 @@ def _context(imported: Sequence[str]) -> BaseContext:
     from multiprocessing import forkserver  # which not every system has
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(imported))
+    context.set_forkserver_preload(["krossfuse.app.uncollected", *imported])
     with _surroundings(_unsaid()):
         forkserver.ensure_running()
     return context
@@ -213,6 +214,8 @@ def _returned(future: Future[None]) -> JobReturn:
 def _start(sweep: bytes, version_base: str, unsaid: Sequence[str], start_method: str) -> None:
     """Prepare a process: it ends with its parent, which alone hears Ctrl-C and says what becomes of the tasks."""
     end_with_parent()
+    gc.freeze()  # see krossfuse.app.uncollected
+    gc.enable()
     # A loader's workers are started as everywhere: a process of a pool would start its own as it was started.
     multiprocessing.set_start_method(start_method, force=True)
     for name in unsaid:

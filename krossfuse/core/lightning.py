@@ -1,8 +1,9 @@
 """Lightning, imported in the way that costs a second and not five.
 
 Lightning needs one class of torchmetrics, which imports torchvision, transformers, scipy.signal and matplotlib for
-metrics that nothing here computes, and their plots; and two names of torch._dynamo, which brings torch._inductor and
-sympy, for models that are compiled. They are loaded when one of those is used.
+metrics that nothing here computes, and their plots; two names of torch._dynamo, which brings torch._inductor and sympy,
+for models that are compiled; and triton, whose kernels' operations it could count. They are loaded when one of those is
+used.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _disable_later(fn: Callable[..., Any], recursive: bool = True, *, reason: st
 _disable: Any = torch.compiler.disable
 torch.compiler.disable = _disable_later  # type: ignore[assignment]
 try:
-    with deferring("torchvision", "transformers", "scipy.signal", "matplotlib", "torch._dynamo"):
+    with deferring("torchvision", "transformers", "scipy.signal", "matplotlib", "torch._dynamo", "triton"):
         import pytorch_lightning as pl
 finally:
     torch.compiler.disable = _disable

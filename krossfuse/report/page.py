@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from krossfuse.core.collector import uncollected
 from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.core.files import write_whole
 from krossfuse.report.board import Board
@@ -103,7 +102,7 @@ def report(
     for kind in pictures:
         check_choice("figures", kind, KINDS)
     places = [folders] if isinstance(folders, str | Path) else list(folders)
-    with _without_collector(), open_runs(places) as (runs, index):
+    with uncollected(), open_runs(places) as (runs, index):
         found = find(runs, index, title=report_title(places), baseline=baseline)
         target = Path(out) if out is not None else Path(places[0], "report") if len(places) == 1 else Path("report")
         paper = paper_beside_measured([board.best_rows(MOST_ROWS) for board in found.made])
@@ -143,18 +142,6 @@ def find(
 def report_title(places: Sequence[str | Path]) -> str:
     """Return the names of the folders that are reported."""
     return ", ".join(Path(place).resolve().name for place in places)
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Keep Python from looking for circles among millions of objects that all live until the report is done."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _compared(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 HEAVY = (
-    *("torchvision", "transformers", "torch._dynamo", "torch._inductor", "sympy"),
+    *("torchvision", "transformers", "torch._dynamo", "torch._inductor", "sympy", "triton"),
     *(
         "scipy.stats",
         "scipy.signal",
@@ -47,6 +47,10 @@ model = resnet50()
 assert isinstance(model, torch.nn.Module)
 assert transforms.Normalize(0.5, 0.5)(torch.ones(3, 2, 2)).eq(1).all()
 assert callable(AutoTokenizer.from_pretrained)
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counted:
+    torch.ones(2, 3) @ torch.ones(3, 4)
+assert counted.get_total_flops() == 48
 from torchmetrics.classification import MulticlassAccuracy
 accuracy = MulticlassAccuracy(3)
 accuracy.update(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]))

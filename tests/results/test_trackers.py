@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,25 @@ def test_wandb_holds_the_records_of_every_probe_in_one_table(tmp_path: Path) -> 
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [row["measurement"] for row in rows] == ["few_shot/accuracy/image/group", "knn/accuracy/image/group"]
     assert [(row["C"], row["sketch"]) for row in rows] == [("", ""), ("0.1", "srht")]
+
+
+def test_wandb_begins_a_run_without_importing_launch_unless_that_has_staged_inputs(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from krossfuse.results.trackers import WandbTracker
+
+with WandbTracker().run(Path("plain"), {}, name="job"):
+    print("imported", "wandb.sdk.launch" in sys.modules)
+from wandb.sdk import launch
+from wandb.sdk.launch.inputs.internal import StagedLaunchInputs
+launch.manage_wandb_config(include=["lr"])
+StagedLaunchInputs.apply = lambda self, run: print("staged", [one.include for one in self._staged_inputs])
+with WandbTracker().run(Path("staged"), {}, name="job"):
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (0, "imported False\nstaged [['lr']]\n"), done.stderr
 
 
 def test_wandb_knows_the_kind_of_job_and_tags_once(tmp_path: Path) -> None:

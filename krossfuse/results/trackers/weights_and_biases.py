@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from krossfuse.core.collector import uncollected
 from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.results.records import Record
 from krossfuse.results.trackers.artifacts import Artifact, check_kinds
@@ -22,8 +24,34 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
 
+_STAGED = "wandb.sdk.launch.inputs.internal"
+"""Where W&B keeps which inputs ``wandb.sdk.launch`` is to manage."""
+
+_LOOK = "_detect_and_apply_job_inputs"
+"""What a W&B run looks there with when it begins."""
+
+
 def _new_id() -> str:
     return secrets.token_hex(4)
+
+
+@contextmanager
+def _no_look_for_staged_inputs() -> Iterator[None]:
+    """Keep a run that begins from looking for staged inputs where nobody can have staged any.
+
+    The look imports all of ``wandb.sdk.launch`` and the public API, which takes as long as importing ``wandb``.
+    """
+    from wandb.sdk.wandb_run import Run
+
+    look = getattr(Run, _LOOK, None)
+    if look is None or _STAGED in sys.modules:
+        yield
+        return
+    setattr(Run, _LOOK, lambda self: None)
+    try:
+        yield
+    finally:
+        setattr(Run, _LOOK, look)
 
 
 class WandbTracker(Tracker):
@@ -73,7 +101,8 @@ class WandbTracker(Tracker):
         Raises:
             ConfigError: W&B refuses, e.g. online without an account.
         """
-        import wandb
+        with uncollected():
+            import wandb
 
         self._records = []
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -104,15 +133,16 @@ class WandbTracker(Tracker):
             "reinit": "create_new",
         }
         try:
-            try:
-                self._run = wandb.init(**options)
-            except wandb.errors.Error:
-                raise
-            except Exception:
-                # All runs of a process share one service, which may have died in an earlier run: start another.
-                with suppress(Exception):
-                    wandb.teardown()
-                self._run = wandb.init(**options)
+            with _no_look_for_staged_inputs():
+                try:
+                    self._run = wandb.init(**options)
+                except wandb.errors.Error:
+                    raise
+                except Exception:
+                    # All runs of a process share one service, which may have died in an earlier run: start another.
+                    with suppress(Exception):
+                        wandb.teardown()
+                    self._run = wandb.init(**options)
         except (wandb.errors.Error, OSError) as error:
             raise ConfigError(
                 f"Weights & Biases did not start with logger.mode={self.mode}: {error}"
