@@ -18,6 +18,8 @@ from krossfuse.probes.solvers import (
     fit_logistic_batch,
     fit_ridge,
 )
+from krossfuse.probes.solvers.objective import log_softmax_, softmax
+from krossfuse.probes.solvers.rows import product
 
 GRID = [1.0, 0.01, 100.0]
 
@@ -108,6 +110,40 @@ def test_blocks_parts_and_company_change_nothing_that_matters() -> None:
     (own,) = fit_logistic(x, Target(y % 3, 3), C=[2.0, 4.0], tol=1e-4)
     torch.testing.assert_close(own.objective, second.objective, rtol=1e-5, atol=0)
     assert joint.passes < alone.passes + own.passes
+
+
+def test_rows_that_are_not_rotated_may_come_in_blocks() -> None:
+    """Intercepts are then balanced over the scores of several blocks."""
+    x, y = draw(1600, 800, 5)
+    (whole,) = fit_logistic(x, Target(y, 5), C=[0.5, 8.0], tol=1e-4)
+    (blocks,) = fit_logistic(x, Target(y, 5), C=[0.5, 8.0], tol=1e-4, block_rows=500)
+    torch.testing.assert_close(blocks.objective, whole.objective, rtol=1e-5, atol=0)
+    assert blocks.passes <= whole.passes + 2  # intercepts that were not balanced would cost many more
+    best = objective(x, y, *reference(x, y, 8.0), 8.0)
+    assert objective(x, y, blocks.weights[1], blocks.intercepts[1], 8.0) == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7, 8, 9, 15, 16, 17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_softmax_of_few_classes_is_torchs(classes: int, dtype: torch.dtype) -> None:
+    scores = 30 * torch.randn(2, 50, 3, classes, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    scores[0, 0, 0, 0] = 1e4  # an exponential that is none
+    tight = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(softmax(scores), scores.softmax(-1), **tight)
+    expected = scores.log_softmax(-1)
+    log_softmax_(scores)
+    torch.testing.assert_close(scores, expected, **tight)
+
+
+@pytest.mark.parametrize("by_mkls_maker", [True, False])
+@pytest.mark.parametrize(("m", "k", "n"), [(50, 30, 5), (50, 30, 40), (1, 1, 1)])
+def test_the_product_is_one_on_every_processor(
+    m: int, k: int, n: int, by_mkls_maker: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("krossfuse.probes.solvers.rows._by_mkls_maker", lambda: by_mkls_maker)
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(k, m, generator=g).T, torch.randn(k, n, generator=g).T
+    torch.testing.assert_close(product(a, b), (a.double() @ b.double().T).float(), rtol=1e-5, atol=1e-5)
 
 
 def test_the_same_bits_every_time() -> None:

@@ -39,18 +39,22 @@ class _Problem:
         self.shape = start.shape[2:]
         self.least = target.rounding()[1].to(start.dtype)[:, None, None]
         self.null = (target.prior * (1 - target.prior))[:, None]
-        self.curvature = self.null.expand(*strength.shape, -1)
+        self._take_curvature(self.null.expand(*strength.shape, -1))
         bounds = np.repeat(bound.cpu().numpy(), strength.shape[1])
         self.search = Lbfgs(start.flatten(0, 1).flatten(1), self._precondition, bounds, _GAIN * tol, max_iter)
 
+    def _take_curvature(self, curvature: Tensor) -> None:
+        self.curvature, self.preconditioner = curvature, self.spectrum.preconditioner(curvature, self.strength)
+
     def _precondition(self, v: Tensor) -> Tensor:
-        shaped = v.view(*self.strength.shape, *self.shape)
-        return self.spectrum.precondition(shaped, self.curvature, self.strength).view_as(v)
+        return self.preconditioner(v.view(*self.strength.shape, *self.shape)).view_as(v)
 
     def _norm(self, g: Tensor) -> Tensor:
         """Return the (batch, n_C) float64 largest entry of a gradient; one of an intercept that is rounding is none."""
-        weights, intercepts = g[..., :-1].abs().flatten(2).amax(2), g[..., -1].abs()
-        return torch.maximum(weights, torch.where(intercepts > self.least, intercepts, 0).amax(2)).double()
+        entries = g.abs()
+        intercepts = entries[..., -1]
+        intercepts.masked_fill_(intercepts <= self.least, 0)
+        return entries.flatten(2).amax(2).double()
 
     @property
     def trial(self) -> Tensor:
@@ -60,7 +64,7 @@ class _Problem:
     def update(self, f: Tensor, g: Tensor, curvature: Tensor | None) -> None:
         """Take objective, gradient and curvature, if known, at the trial."""
         if curvature is not None:
-            self.curvature = torch.clamp(curvature, 1e-3 * self.null, self.null)
+            self._take_curvature(torch.clamp(curvature, 1e-3 * self.null, self.null))
         self.search.update(f.flatten(), g.flatten(0, 1).flatten(1), self._norm(g).flatten())
 
     def intercept_bound(self) -> Tensor:
@@ -78,7 +82,8 @@ class _Problem:
         batch, count = self.strength.shape
         index = torch.tensor(keep, device=self.strength.device)
         self.search.select([problem * count + k for problem in range(batch) for k in keep])
-        self.strength, self.curvature = self.strength[:, index], self.curvature[:, index]
+        self.strength = self.strength[:, index]
+        self._take_curvature(self.curvature[:, index])
         self.columns = [self.columns[k] for k in keep]
 
 

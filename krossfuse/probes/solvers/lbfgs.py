@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,8 +57,8 @@ class Lbfgs:
             self._remember(moved, g)
         self.iterations = self.iterations + moved
         # A rejected step goes to the bottom of the parabola through both values and the slope.
-        bend = 2 * (new_f - self.f - self.step * self.slope)
-        shorter = self.step * np.nan_to_num(-self.slope * self.step / bend, nan=0.1).clip(0.1, 0.5)
+        bottom = -self.slope * self.step / (2 * (new_f - self.f - self.step * self.slope))
+        shorter = self.step * np.where(np.isnan(bottom), 0.1, bottom).clip(0.1, 0.5)
         self.w, self.g = self._where(accept, self.trial, self.w), self._where(accept, g, self.g)
         self.f, self.norm = np.where(accept, new_f, self.f), np.where(accept, new_norm, self.norm)
         if accept.any():
@@ -97,14 +96,28 @@ class Lbfgs:
         self.history = [*self.history[1 - _HISTORY :], (s, y, np.where(keep, 1 / sy, 0))]
 
     def _inverse_hessian(self, q: Tensor) -> Tensor:
+        if len(q) == 1:
+            return self._inverse_hessian_of_one(q)
         q, alphas = q.clone(), []
         for s, y, rho in reversed(self.history):
             alphas.append(_multiples(rho, s, q))
-            _add(q, alphas[-1], y, -1)
+            q.addcmul_(alphas[-1], y, value=-1)
         q = self.precondition(q) * self._column(self.scale)
         for (s, y, rho), alpha in zip(self.history, reversed(alphas), strict=True):
-            _add(q, alpha - _multiples(rho, y, q), s, 1)
+            q.addcmul_(alpha - _multiples(rho, y, q), s)
         return q
+
+    def _inverse_hessian_of_one(self, g: Tensor) -> Tensor:
+        """Do the same for a single problem, by vectors and plain numbers: here a call takes as long as what it does."""
+        pairs = [(s[0], y[0], float(rho[0])) for s, y, rho in self.history]
+        q, alphas = g[0].clone(), []
+        for s, y, rho in reversed(pairs):
+            alphas.append(rho * torch.dot(s, q).item())
+            q.add_(y, alpha=-alphas[-1])
+        q = self.precondition(q[None])[0] * float(self.scale[0])
+        for s, y, rho in pairs:
+            q.add_(s, alpha=alphas.pop() - rho * torch.dot(y, q).item())
+        return q[None]
 
     def select(self, keep: list[int]) -> None:
         """Drop all problems but ``keep``."""
@@ -137,16 +150,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a[:, None] @ b[:, :, None])[:, 0, 0].double()
 
 
-def _multiples(rho: NDArray[np.float64], a: Tensor, b: Tensor) -> Any:
-    """Return rho times the inner products of the rows: a number of one problem, a column of several."""
-    if len(a) == 1:
-        return float(rho[0]) * float(torch.dot(a[0], b[0]))
+def _multiples(rho: NDArray[np.float64], a: Tensor, b: Tensor) -> Tensor:
+    """Return rho times the inner products of the rows, as a column."""
     return (torch.from_numpy(rho).to(a.device) * _dot(a, b)).to(a.dtype)[:, None]
-
-
-def _add(q: Tensor, multiples: Any, v: Tensor, sign: int) -> None:
-    """Add multiples of the rows of v to those of q."""
-    if isinstance(multiples, float):
-        q.add_(v, alpha=sign * multiples)
-    else:
-        q.addcmul_(multiples, v, value=sign)

@@ -16,6 +16,7 @@ _SCORE_VALUES = 1 << 26  # scores of all rows that are kept at once: 256 MB of f
 _BALANCE_STEPS = 10
 _ROUNDING = 16  # roundings of a product with the rows that may add up
 _SUM_ROUNDING = 2  # the same of a sum of residuals
+_REGISTER = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # numbers in float32
 
 
 @dataclass(frozen=True)
@@ -127,23 +128,21 @@ class Prepared:
         share, start = self.share[:, None], intercept
         for _ in range(_BALANCE_STEPS):
             mean = torch.zeros_like(intercept, dtype=torch.float64)
-            second = torch.zeros(*mean.shape, self.columns if self.kind == "softmax" else 1).to(mean)
+            square = torch.zeros_like(mean)
             for part, scores in chunks:
-                shifted = scores + intercept[:, None]
-                p = shifted.softmax(-1) if self.kind == "softmax" else shifted.sigmoid_()
-                weighted = p * self.weight[:, part, None, None]
+                p, weighted = self._probabilities(scores, intercept, part)
                 mean += weighted.sum(1)
-                if self.kind == "softmax":
-                    second += weighted.permute(0, 2, 3, 1) @ p.transpose(1, 2)
-                else:
-                    second += (weighted * p).sum(1)[..., None]
+                square += (weighted * p).sum(1)
             excess = mean - share
-            square = second.diagonal(dim1=-2, dim2=-1) if self.kind == "softmax" else second[..., 0]
             if bool((excess.abs().amax(-1) <= bound).all()):
                 break
             if self.kind == "softmax":
                 # Singular along equal changes of all intercepts, which change nothing.
-                hessian = torch.diag_embed(mean) - second + 1 / self.columns
+                hessian = torch.diag_embed(mean) + 1 / self.columns
+                for part, scores in chunks:
+                    if len(chunks) > 1:  # else they are at hand
+                        p, weighted = self._probabilities(scores, intercept, part)
+                    hessian -= weighted.permute(0, 2, 3, 1) @ p.transpose(1, 2)
                 step = torch.linalg.solve_ex(hessian, excess).result  # not finite where it cannot be solved
                 # Iterative scaling never overshoots: it serves where Newton's model is not to be trusted.
                 trusted = ((excess.abs() <= 0.3 * share).all(-1) & (step.abs().amax(-1) <= 1))[..., None]
@@ -153,12 +152,18 @@ class Prepared:
             intercept = intercept - step.to(intercept.dtype)
         return (intercept if bool(torch.isfinite(intercept).all()) else start), mean - square
 
+    def _probabilities(self, scores: Tensor, intercept: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Return those of some rows (batch, m, n_C, columns), and the same times the rows' weights."""
+        shifted = scores + intercept[:, None]
+        p = softmax(shifted) if self.kind == "softmax" else shifted.sigmoid_()
+        return p, p * self.weight[:, part, None, None]
+
     def loss(self, scores: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """Turn scores (batch, m, n_C, columns) into residuals, in place; also return the (batch, n_C) loss."""
         weight = self.weight[:, part, None, None]
         labels = self.labels[:, part]
         if self.kind == "softmax":
-            torch.log_softmax(scores, -1, out=scores)
+            log_softmax_(scores)
             index = labels[:, :, None, None].expand(-1, -1, scores.shape[2], 1)
             loss = -(scores.gather(-1, index) * weight).double().sum((1, 3))
             residual = scores.exp_().scatter_add_(-1, index, -torch.ones_like(index, dtype=scores.dtype))
@@ -167,6 +172,26 @@ class Prepared:
             loss = ((torch.nn.functional.softplus(scores) - scores * hot) * weight).double().sum((1, 3))
             residual = scores.sigmoid_().sub_(hot)
         return loss, residual.mul_(weight)
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Return the softmax over the last dimension, as :func:`torch.softmax` does.
+
+    On a CPU that takes ten numbers a class at a time, where they are fewer than fill a vector register.
+    """
+    if scores.shape[-1] >= _REGISTER or scores.device.type != "cpu":
+        return scores.softmax(-1)
+    p = torch.sub(scores, scores.amax(-1, keepdim=True)).exp_()
+    return p.div_(p.sum(-1, keepdim=True))
+
+
+def log_softmax_(scores: Tensor) -> None:
+    """Replace scores by their :func:`torch.log_softmax` over the last dimension; see :func:`softmax`."""
+    if scores.shape[-1] >= _REGISTER or scores.device.type != "cpu":
+        torch.log_softmax(scores, -1, out=scores)
+        return
+    scores.sub_(scores.amax(-1, keepdim=True))
+    scores.sub_(scores.exp().sum(-1, keepdim=True).log_())
 
 
 def evaluate(
@@ -215,7 +240,7 @@ def evaluate(
         scores = (kept[k][1] if kept else rows.scores(block, stacked).add_(shift)).add_(offset)
         residuals = []
         for i, piece in enumerate(torch.split(scores, sizes, 2)):
-            loss, residual = targets[i].loss(piece.reshape(*piece.shape[:2], *shapes[i][1:]), part)
+            loss, residual = targets[i].loss(piece.contiguous().view(*piece.shape[:2], *shapes[i][1:]), part)
             losses[i] += loss
             residuals.append(residual.flatten(2))
         residual = residuals[0] if len(residuals) == 1 else torch.cat(residuals, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,27 +29,30 @@ class Spectrum:
     basis: Tensor | None = None
     tail: float = 0.0
 
-    def precondition(self, v: Tensor, curvature: Tensor, strength: Tensor) -> Tensor:
-        """Solve with the Hessian's blocks of a class each, ``curvature·covariance + λ``.
+    def preconditioner(self, curvature: Tensor, strength: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what solves with the Hessian's blocks of a class each, ``curvature·covariance + λ``.
+
+        It takes and returns (batch, n_C, columns, d + 1).
 
         Args:
-            v: (batch, n_C, columns, d + 1).
             curvature: (batch, n_C, columns).
             strength: (batch, n_C), λ.
         """
-        curvature = curvature.to(v.dtype)[..., None]
-        lam = strength.to(v.dtype)[:, :, None, None]
-        inverse = 1 / (curvature * self.values[:, None, None].to(v.dtype) + lam)
-        out = torch.empty_like(v)
-        w = v[..., :-1]
-        if self.basis is None:
-            out[..., :-1] = w * inverse
-        else:
-            rest = 1 / (curvature * self.tail + lam)
-            turned = (w @ self.basis) * (inverse - rest)
-            out[..., :-1] = turned @ self.basis.T + w * rest
-        out[..., -1] = v[..., -1] / curvature[..., 0]
-        return out
+        curvature = curvature.to(self.values.dtype)[..., None]
+        lam = strength.to(self.values.dtype)[:, :, None, None]
+        inverse = 1 / torch.addcmul(lam, curvature, self.values[:, None, None])
+        rest = 1 / (curvature * self.tail + lam)
+
+        def precondition(v: Tensor) -> Tensor:
+            out, w = torch.empty_like(v), v[..., :-1]
+            if self.basis is None:
+                torch.mul(w, inverse, out=out[..., :-1])
+            else:
+                torch.addcmul(((w @ self.basis) * (inverse - rest)) @ self.basis.T, w, rest, out=out[..., :-1])
+            torch.div(v[..., -1], curvature[..., 0], out=out[..., -1])
+            return out
+
+        return precondition
 
 
 def nystrom(rows: Rows, *, centred: bool) -> Spectrum:
