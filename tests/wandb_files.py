@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+FILE = "wandb/offline-run-*/*.wandb"
+
 
 def wandb_records(folder: Path) -> list[Any]:
     """Read a W&B offline run back, once W&B's service has written its end (it does so after ``finish`` returns)."""
     for _ in range(100):
-        found = scan(folder)
+        found = scan(folder) if any(folder.glob(FILE)) else []
         if any(record.HasField("exit") for record in found):
             return found
         time.sleep(0.1)
@@ -23,7 +25,7 @@ def scan(folder: Path) -> list[Any]:
     """Read a W&B offline run back: a LevelDB log (blocks of 32 KiB, records in fragments) of protocol buffers."""
     from wandb.proto import wandb_internal_pb2
 
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    (path,) = folder.glob(FILE)
     content, block, at = path.read_bytes(), 32768, 7
     assert content.startswith(b":W&B")
     found, fragments = [], b""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib
 import logging
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ import pickle
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krossfuse.app.journal import TASK
@@ -41,6 +42,9 @@ IMPORTED = ("krossfuse.app.fuse_and_probe", "krossfuse.app.job", "krossfuse.app.
 
 BY_LOGGER = {"krossfuse.results.WandbTracker": ("wandb", "pandas")}
 """What a tracker imports when a run begins, or ends."""
+
+FOR_A_TASK = ("scipy.special", "scipy.sparse.linalg", "scipy.sparse.csgraph")
+"""What probes import when they measure; a process does while another one checks the points."""
 
 FOR_THE_REPORT = ("krossfuse.report.page", "matplotlib.figure", "matplotlib.backends.backend_agg")
 """What a process imports when there is no task left for it."""
@@ -84,8 +88,13 @@ class MachineLaunch:
     def ask(self, function: Callable[..., T], /, *arguments: Any) -> T:
         """Return what a function returns that one of the processes calls."""
         _flush()  # what is printed there comes after it
+        first = self._pool is None
         with self._processes() as pool:
-            return pool.submit(_answer, function, arguments).result()
+            answer = pool.submit(_answer, function, arguments)
+            if first and self.n_jobs > 1:  # that process is busy now, and there will be a second one
+                components = re.findall(r"_target_: (krossfuse\.\S+)", OmegaConf.to_yaml(self.config))
+                pool.submit(_import, [*dict.fromkeys(components), *FOR_A_TASK])
+            return answer.result()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run tasks, and return how each ended, in their order.
@@ -194,10 +203,11 @@ def _flush() -> None:
         stream.flush()
 
 
-def _import(modules: Sequence[str]) -> None:
-    for module in modules:
-        with suppress(ImportError):  # whoever needs it says what is wrong
-            importlib.import_module(module)
+def _import(names: Sequence[str]) -> None:
+    """Import modules, or what components are of."""
+    for name in names:
+        with suppress(Exception):  # whoever needs it says what is wrong
+            get_object(name)
 
 
 def _returned(future: Future[None]) -> JobReturn:
@@ -224,6 +234,16 @@ def _start(sweep: bytes, version_base: str, unsaid: Sequence[str], start_method:
     setup_globals()
     version.setbase(version_base)
     _sweep[:] = pickle.loads(sweep)
+    _, master = _sweep
+    if str(master.get("logger", {}).get("_target_")) in BY_LOGGER:
+        with suppress(Exception):  # who opens a run says what is wrong
+            tracker = instantiate(master.logger, _convert_="all")
+            threading.Thread(target=_try, args=(tracker.foresee,), daemon=True).start()
+
+
+def _try(call: Callable[[], None]) -> None:
+    with suppress(Exception):
+        call()
 
 
 _sweep: list[Any] = []

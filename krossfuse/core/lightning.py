@@ -34,7 +34,11 @@ torch.compiler.disable = _disable_later  # type: ignore[assignment]
 try:
     with deferring("torchvision", "transformers", "scipy.signal", "matplotlib", "torch._dynamo", "triton"):
         import pytorch_lightning as pl
+    from lightning_fabric.utilities import registry
 finally:
     torch.compiler.disable = _disable
+if hasattr(registry, "entry_points"):
+    # Every Trainer asks anew which installed packages bring callbacks, 15 ms a time.
+    registry.entry_points = functools.cache(registry.entry_points)
 
 __all__ = ["pl"]

@@ -68,9 +68,9 @@ class TrainerFactory:
         Raises:
             ConfigError: Lightning refuses the options, or does not know one; the message names them.
         """
-        from pytorch_lightning import Trainer
+        from krossfuse.core.lightning import pl
 
-        known = inspect.signature(Trainer.__init__).parameters
+        known = inspect.signature(pl.Trainer.__init__).parameters
         options = {name: value for name, value in self.options.items() if name != MATMUL}
         for name in options:
             if name not in known:
@@ -84,7 +84,7 @@ class TrainerFactory:
             every["strategy"], every["num_nodes"] = "auto", 1
         try:
             with quiet():
-                return Trainer(**every)
+                return pl.Trainer(**every)
         except Exception as error:  # Lightning's own MisconfigurationException is a plain Exception
             raise ConfigError(f"trainer={self.options}: {error}") from error
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
@@ -40,3 +43,19 @@ def test_the_tracker_is_asked_only_for_a_training(tmp_path: object) -> None:
 def test_bad_options_are_named(options: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         TrainerFactory(options)()
+
+
+def test_packages_are_asked_for_callbacks_once() -> None:
+    code = """
+import importlib.metadata as metadata
+asked = []
+entry_points = metadata.entry_points
+metadata.entry_points = lambda **group: asked.append(group.get("group")) or entry_points(**group)
+from krossfuse.core.trainers import TrainerFactory
+for _ in range(3):
+    TrainerFactory()()
+print(asked.count("pytorch_lightning.callbacks_factory"))
+"""
+    # In a process of its own, since Lightning may have been imported here by itself.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.stdout == "1\n", done.stderr

@@ -95,6 +95,28 @@ with WandbTracker().run(Path("staged"), {}, name="job"):
     assert (done.returncode, done.stdout) == (0, "imported False\nstaged [['lr']]\n"), done.stderr
 
 
+def test_wandb_s_service_is_there_when_the_first_run_was_foreseen(tmp_path: Path) -> None:
+    code = """
+import threading
+from pathlib import Path
+import wandb
+from krossfuse.results.trackers import CsvTracker, WandbTracker
+
+CsvTracker().foresee()
+WandbTracker(mode="disabled").foresee()
+assert not wandb.sdk.wandb_setup.singleton()._connection
+thread = threading.Thread(target=WandbTracker().foresee)
+thread.start()
+with WandbTracker().run(Path("run"), {}, name="job"):  # meanwhile
+    first = wandb.sdk.wandb_setup.singleton()._connection
+thread.join()
+print("one service", wandb.sdk.wandb_setup.singleton()._connection is first is not None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (0, "one service True\n"), done.stderr
+    assert [r.exit.exit_code for r in wandb_records(tmp_path / "run") if r.HasField("exit")] == [0]
+
+
 def test_wandb_knows_the_kind_of_job_and_tags_once(tmp_path: Path) -> None:
     tracker = WandbTracker(tags=["a"])
     with tracker.run(tmp_path, {}, name="job", group="sweep 1", job_type="report", tags=["a", "b"]):

@@ -26,7 +26,7 @@ class DenseSketch(RandomSketch):
         for i, dim in enumerate(dims):
             matrix = self._matrix(dim, derived_generator(seed, self.name, "factor", i))
             if i == 0:
-                matrix = matrix / math.sqrt(out_dim)
+                matrix /= math.sqrt(out_dim)
             self.register_buffer(f"matrix_{i}", matrix.to(torch.get_default_dtype()).contiguous())
 
     def numbers(self) -> int:
@@ -66,7 +66,7 @@ class UniformSketch(DenseSketch):
     name = "uniform"
 
     def _matrix(self, dim: int, generator: torch.Generator) -> Tensor:
-        return (torch.rand(dim, self.out_dim, generator=generator) * 2 - 1) * math.sqrt(3)
+        return torch.rand(dim, self.out_dim, generator=generator).mul_(2).sub_(1).mul_(math.sqrt(3))
 
 
 class GaussianSketch(DenseSketch):

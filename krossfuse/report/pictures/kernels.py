@@ -50,9 +50,8 @@ def kernel_heat_maps(board: Board, shots: Sequence[Shot]) -> Figure | None:
         image = axes.imshow(matrix, vmin=low, vmax=high, cmap="magma", interpolation="nearest")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        for edge in snapshot.boundaries - 0.5:
-            axes.axhline(edge, color="white", lw=0.5, alpha=0.8)
-            axes.axvline(edge, color="white", lw=0.5, alpha=0.8)
+        for lines in (axes.hlines, axes.vlines):
+            lines(snapshot.boundaries - 0.5, -0.5, n - 0.5, color="white", lw=0.5, alpha=0.8)
         within, between = _contrast(snapshot, matrix)
         axes.set_title(panel_title(title, 3.1))
         axes.set_xlabel(f"w {_shown(within)}   b {_shown(between)}   w − b {_shown(within - between)}")

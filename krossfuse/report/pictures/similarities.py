@@ -38,7 +38,7 @@ def similarity_distributions(board: Board, shots: Sequence[Shot]) -> Figure | No
     for number, (axes, (title, similarity, matches)) in enumerate(zip(grid.flat, panels, strict=False)):
         match, other = similarity[matches], similarity[~matches]
         for data, colour, name in ((other, "#8a8a8a", "not matching"), (match, "#0072B2", "matching")):
-            axes.hist(data, bins, density=True, color=colour, alpha=0.5, label=name)
+            axes.hist(data, bins, histtype="stepfilled", density=True, color=colour, alpha=0.5, label=name)
             axes.axvline(data.mean(), ymax=0.87, color=colour, lw=1.3)
         ranks = pd.Series(np.r_[match, other]).rank().to_numpy()[: len(match)]
         auc = (ranks.sum() - len(match) * (len(match) + 1) / 2) / (len(match) * len(other))

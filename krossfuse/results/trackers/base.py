@@ -34,6 +34,9 @@ class Tracker(ABC):
 
     keep: tuple[str, ...] = ()
 
+    def foresee(self) -> None:  # noqa: B027  most trackers wait for nothing
+        """Begin what the first run of this process would wait for; another thread may open that run meanwhile."""
+
     @contextmanager
     def run(
         self,

@@ -95,6 +95,15 @@ class WandbTracker(Tracker):
         self._run: Any = None
         self._records: list[Record] = []
 
+    def foresee(self) -> None:
+        """Start W&B's service, which all runs of a process share, and which takes a quarter of a second."""
+        if self.mode == "disabled":
+            return
+        import wandb
+
+        os.environ.setdefault("WANDB_SILENT", "true")
+        wandb.setup()
+
     def start(self, folder: Path, *, name: str, group: str = "", job_type: str = "", tags: Sequence[str] = ()) -> None:
         """Open a W&B run whose files lie in ``folder/wandb``.
 
@@ -118,7 +127,7 @@ class WandbTracker(Tracker):
         )
         options: dict[str, Any] = {
             "mode": self.mode,
-            "dir": str(folder),
+            "dir": str(folder.absolute()),  # a service that is shared may stand elsewhere
             "project": self.project,
             "entity": self.entity,
             "group": self.group or group or None,
