@@ -179,7 +179,10 @@ class WandbTracker(Tracker):
 
         # W&B types a column by its first value, so a column of mixed types is logged as text.
         plain = table.apply(lambda column: column if column.dtype.kind in "ifb" else column.astype(str))
-        self._open().log({name: wandb.Table(dataframe=plain)})
+        kinds = [{"i": int, "f": float, "b": bool}.get(dtype.kind, str) for dtype in plain.dtypes]
+        # As from a data frame, which W&B looks up cell by cell.
+        rows = plain.astype(object).to_numpy().tolist()
+        self._open().log({name: wandb.Table(columns=list(plain.columns), data=rows, dtype=kinds)})
 
     def log_pictures(self, paths: Iterable[str | Path]) -> None:
         """Log pictures as images (PNG; other formats are left to the run folder)."""
