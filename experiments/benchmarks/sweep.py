@@ -26,7 +26,12 @@ import numpy as np
 
 from experiments.benchmarks import report
 
-IMPORTS = "import krossfuse.app.job, krossfuse.app.fuse_and_probe"
+IMPORTS = """
+import krossfuse.app.job
+from krossfuse.core.collector import uncollected
+with uncollected(for_good=True):  # as krossfuse.app.build.make_kind does
+    import krossfuse.app.fuse_and_probe
+"""
 
 
 def import_seconds(repeats: int = 3) -> float:

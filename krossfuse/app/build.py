@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar, overload
@@ -217,7 +218,7 @@ def make_kind(cfg: Plain) -> Kind:
         ConfigError: an unknown key, an impossible seed or name, or ``job`` is no kind of job.
     """
     check_keys(cfg, {None: ("job", *cfg)})
-    with uncollected():  # which imports torch and Lightning, where nobody has
+    with uncollected(for_good="torch" not in sys.modules):  # then this imports it, and Lightning
         kind: Kind = make(cfg["job"], "job", Kind)  # type: ignore[type-abstract]
     top = (*COMMON[None], *kind.keys.get(None, ()))
     check_keys(cfg, {**COMMON, **kind.keys, None: top})

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def uncollected(*, for_good: bool = False) -> Iterator[None]:
     """Look for no circles meanwhile: for what makes very many objects that all live on, as imports do.
+
+    Args:
+        for_good: nor look, ever after, through what there is at the end.
 
     >>> import gc
     >>> with uncollected():
@@ -23,5 +26,7 @@ def uncollected() -> Iterator[None]:
     try:
         yield
     finally:
+        if for_good:
+            gc.freeze()
         if was_on:
             gc.enable()
