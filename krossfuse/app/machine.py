@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krossfuse.app.journal import TASK
 from krossfuse.app.paths import CONFIG_DIR, take_up_user_code, user_config_dirs
+from krossfuse.app.uncollected import FORKS
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.processes import cores, end_with_parent
 from krossfuse.core.stopping import listening
@@ -54,6 +55,7 @@ AT_ITS_START = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONSAFEPATH": "1",  # a file where the user stands that is named like a library is none
+    FORKS: "1",
 }
 """Variables of the process that all others are forked from."""
 

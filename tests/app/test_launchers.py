@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import subprocess
 import sys
@@ -117,7 +118,10 @@ def test_processes_of_this_machine_compute_the_same(tmp_path: Path) -> None:
         "    main()\n"
         "    print('imported', sorted({'torch', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)))\n"
     )
-    (tmp_path / "mine.py").write_text("from krossfuse import Concatenation\n\n\nclass Mine(Concatenation):\n    pass\n")
+    (tmp_path / "mine.py").write_text(
+        "import gc\nfrom krossfuse import Concatenation\n\n\nclass Mine(Concatenation):\n    pass\n\n\n"
+        "open('collector', 'w').write(f'{gc.isenabled()}, imports left out {gc.get_freeze_count() > 10**5}')\n"
+    )
     grid = ["fusion=concatenation", "fusion.missing=zeros", "fusion._target_=mine.Mine", "seed=range(3)"]
     options = sweeps.command(*grid, *sweeps.MACHINE, "hydra.sweep.dir=s", "hydra.sweeper.max_batch_size=2")[3:]
     done = subprocess.run(
@@ -127,6 +131,8 @@ def test_processes_of_this_machine_compute_the_same(tmp_path: Path) -> None:
     said = done.stdout
     assert said.index("3 of 3 points done") < said.index("Accuracies, recalls and the like in percent")
     assert said.strip().endswith("imported []")
+    assert (tmp_path / "collector").read_text() == "True, imports left out True"
+    assert gc.isenabled()
     assert (tmp_path / "s/report/report.html").exists()
     assert "2 points in 2 tasks of up to 1 by MachineLauncher" in said
     assert "1 point in 1 task of up to 1 by MachineLauncher" in said
