@@ -34,6 +34,7 @@ def listening() -> Iterator[None]:
     Handlers that somebody else has set stay: a launcher's worker has its own.
     """
     before: dict[int, Any] = {}
+    unraisable = sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         ours = (
             (signal.SIGTERM, signal.SIG_DFL, _terminated),
@@ -43,11 +44,16 @@ def listening() -> Iterator[None]:
             if signal.getsignal(number) is default:
                 # Lightning's own handler only notes the signal, and a prediction never looks; it calls the one before.
                 before[number] = signal.signal(number, handler)
+    if before:
+        # What is raised while an object is thrown away gets no further than this, and is raised by check_told.
+        sys.unraisablehook = lambda lost: None if lost.exc_value in _told else unraisable(lost)
     try:
         yield
     finally:
         for told, earlier in before.items():
             signal.signal(told, earlier)
+        if before:
+            sys.unraisablehook = unraisable
         _told.clear()
 
 
