@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krossfuse.app.journal import TASK
 from krossfuse.app.paths import CONFIG_DIR, take_up_user_code, user_config_dirs
-from krossfuse.app.uncollected import FORKS
+from krossfuse.core.collector import FORKS
 from krossfuse.core.errors import ConfigError
 from krossfuse.core.processes import cores, end_with_parent
 from krossfuse.core.stopping import listening
@@ -168,7 +168,7 @@ def _context(imported: Sequence[str]) -> BaseContext:
     from multiprocessing import forkserver  # which not every system has
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["krossfuse.app.uncollected", *imported])
+    context.set_forkserver_preload(["krossfuse.core.collector", *imported])
     with _surroundings(_unsaid()):
         forkserver.ensure_running()
     return context
@@ -226,7 +226,7 @@ def _returned(future: Future[None]) -> JobReturn:
 def _start(sweep: bytes, version_base: str, unsaid: Sequence[str], start_method: str) -> None:
     """Prepare a process: it ends with its parent, which alone hears Ctrl-C and says what becomes of the tasks."""
     end_with_parent()
-    gc.freeze()  # see krossfuse.app.uncollected
+    gc.freeze()  # see krossfuse.core.collector.FORKS
     gc.enable()
     # A loader's workers are started as everywhere: a process of a pool would start its own as it was started.
     multiprocessing.set_start_method(start_method, force=True)
@@ -237,10 +237,9 @@ def _start(sweep: bytes, version_base: str, unsaid: Sequence[str], start_method:
     version.setbase(version_base)
     _sweep[:] = pickle.loads(sweep)
     _, master = _sweep
-    if str(master.get("logger", {}).get("_target_")) in BY_LOGGER:
-        with suppress(Exception):  # who opens a run says what is wrong
-            tracker = instantiate(master.logger, _convert_="all")
-            threading.Thread(target=_try, args=(tracker.foresee,), daemon=True).start()
+    with suppress(Exception):  # who opens a run says what is wrong
+        tracker = instantiate(master.logger, _convert_="all")
+        threading.Thread(target=_try, args=(tracker.foresee,), daemon=True).start()
 
 
 def _try(call: Callable[[], None]) -> None:

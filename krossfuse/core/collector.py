@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+FORKS = "KROSSFUSE_FORKS"
+"""Variable that tells a process that others are forked from it, so that nothing that it imports is ever garbage."""
+
+if FORKS in os.environ:  # it imports this first
+    gc.disable()
 
 
 @contextmanager

@@ -41,14 +41,17 @@ class Spectrum:
         curvature = curvature.to(self.values.dtype)[..., None]
         lam = strength.to(self.values.dtype)[:, :, None, None]
         inverse = 1 / torch.addcmul(lam, curvature, self.values[:, None, None])
-        rest = 1 / (curvature * self.tail + lam)
+        basis, rest = self.basis, inverse
+        if basis is not None:
+            rest = 1 / (curvature * self.tail + lam)
+            inverse -= rest
 
         def precondition(v: Tensor) -> Tensor:
             out, w = torch.empty_like(v), v[..., :-1]
-            if self.basis is None:
+            if basis is None:
                 torch.mul(w, inverse, out=out[..., :-1])
             else:
-                torch.addcmul(((w @ self.basis) * (inverse - rest)) @ self.basis.T, w, rest, out=out[..., :-1])
+                torch.addcmul(((w @ basis) * inverse) @ basis.T, w, rest, out=out[..., :-1])
             torch.div(v[..., -1], curvature[..., 0], out=out[..., -1])
             return out
 

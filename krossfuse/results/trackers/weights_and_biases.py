@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from krossfuse.core.collector import uncollected
 from krossfuse.core.errors import ConfigError, check_choice
 from krossfuse.results.records import Record
 from krossfuse.results.trackers.artifacts import Artifact, check_kinds
@@ -110,8 +109,7 @@ class WandbTracker(Tracker):
         Raises:
             ConfigError: W&B refuses, e.g. online without an account.
         """
-        with uncollected():
-            import wandb
+        import wandb
 
         self._records = []
         os.environ.setdefault("WANDB_SILENT", "true")
